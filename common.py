@@ -1,0 +1,519 @@
+"""What the four scripts share: command line, data loaders, encoder, cache, aligner, artifacts.
+
+Reference implementation of LangAlign (arXiv 2503.18603). A script runs with this file beside it.
+
+Symbols: e(.) the frozen multilingual encoder, A the aligner, d_en an English text, T(d_en) its translation.
+Shapes:  N rows, B batch, T tokens, D embedding width, C labels, S head seeds, V vocabulary.
+A text is a tuple: (text,), or (text, text_b) in a pair task such as NLI, encoded as one sequence pair.
+Embeddings are fp32 tensors (N, D) on the CPU, whatever made them.
+"""
+import argparse
+import contextlib
+import hashlib
+import os
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn as nn
+import transformers
+from tqdm import tqdm
+from transformers import AutoConfig, AutoModel, AutoTokenizer
+
+FORMAT = 1             # of every .pt written here; raise it when a reader of the old form would misread
+SHUFFLE_SEED = 2503    # of the order whose prefixes are the n pairs; not --seed, so 5000 is inside 20000
+DEFAULT_N = 20_000     # translated pairs; the paper uses 5K to 50K
+HELD_OUT = 0.1         # share of the pairs held out in step 2, and of train where there is no dev.tsv
+SHARD = 5_000          # rows a cache file holds: the most that a killed run can lose
+BATCH_TOKENS = {"cpu": 4_096, "cuda": 65_536, "mps": 16_384}     # of an encoding batch, with padding
+
+
+# Command line
+
+class UserError(Exception):
+    """A mistake that the user can mend: one line that says what, where and how."""
+
+
+class Parser(argparse.ArgumentParser):
+    def error(self, message):
+        raise UserError(f"{message}; see: python {self.prog} --help")
+
+
+class HelpPage(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """The script's docstring as it stands, then every flag with its default."""
+
+
+def make_parser(doc):
+    """Parser with the flags that every script has; `doc` is the script's docstring."""
+    p = Parser(description=doc, formatter_class=HelpPage)
+    p.add_argument("--out", default="runs", help="run folder: the artifacts (.pt) of one LM and task")
+    p.add_argument("--device", help="cuda, cuda:1, mps or cpu; without it the first of these that is there")
+    p.add_argument("--amp", choices=("auto", "off", "bf16", "fp16"), default="auto",
+                   help="number format of the LM's products. auto: on CUDA bf16 where supported, else fp16; "
+                        "on a CPU bf16 where the processor has it, else fp32. Aligner and heads are always fp32")
+    p.add_argument("--seed", type=int, default=0, help="of initial weights and batch order")
+    return p
+
+
+def positive(text):
+    """argparse type: a whole number above 0."""
+    if not text.isdecimal() or int(text) == 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
+    return int(text)
+
+
+def share(text):
+    """argparse type: a number from 0 to below 1."""
+    with contextlib.suppress(ValueError):
+        if 0 <= float(text) < 1:
+            return float(text)
+    raise argparse.ArgumentTypeError(f"{text!r} is not a number from 0 to below 1")
+
+
+def run(main):
+    """Call `main()`. A UserError becomes one line on stderr and exit status 2, Ctrl-C one line and 130."""
+    try:
+        main()
+    except UserError as err:
+        print(f"error: {err}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("stopped; nothing is half-written, the same command goes on from the cache", file=sys.stderr)
+        sys.exit(130)
+    except BrokenPipeError:                                  # `... | head`: the reader has what it wants
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def pick_device(args):
+    """(device, autocast dtype or None for fp32, both in words with the reason) from --device and --amp."""
+    mps = torch.backends.mps.is_available()
+    name = args.device or ("cuda" if torch.cuda.is_available() else "mps" if mps else "cpu")
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError) as err:
+        raise UserError(f"--device {name}: {str(err).splitlines()[0]}; leave the flag out")
+    if args.amp != "auto":
+        dtype, why = {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16}[args.amp], "--amp"
+    elif device.type == "cuda":
+        native = torch.cuda.is_bf16_supported(including_emulation=False)
+        dtype, why = torch.bfloat16 if native else torch.float16, "native" if native else "no native bf16"
+    else:
+        has = getattr(torch.cpu, "get_capabilities", dict)() if device.type == "cpu" else {}
+        native = has.get("avx512_bf16") or has.get("amx_bf16")
+        dtype, why = torch.bfloat16 if native else None, "native" if native else "no native bf16"
+    return device, dtype, f"{device} {str(dtype or torch.float32)[6:]} ({why})"
+
+
+def autocast(device, dtype):
+    """Mixed precision for the LM's forward pass; plain fp32 if dtype is None."""
+    return torch.autocast(device.type, dtype, enabled=dtype is not None)
+
+
+# Data: <root>/<task>/<lang>/{train,dev,test,translated}.tsv
+
+def read_lines(path):
+    """Lines of a UTF-8 file. A line ends at "\\n" or CRLF, nowhere else. UserError with file and line."""
+    try:
+        raw = Path(path).read_bytes()
+        text = raw.decode("utf-8-sig")
+    except OSError as err:
+        raise UserError(f"{path}: {err.strerror}; data/README.md says which files a task needs")
+    except UnicodeDecodeError as err:
+        line = raw.count(b"\n", 0, err.start) + 1
+        raise UserError(f"{path}:{line}: byte {raw[err.start]:#04x} is not UTF-8; save the file as UTF-8")
+    return [line.removesuffix("\r") for line in text.rstrip("\r\n").split("\n")]
+
+
+def read_tsv(path, required, optional=()):
+    """Columns of a tab-separated file with a header and no quoting.
+
+    Returns (names, rows): the required and the present optional columns, and one tuple of strings a row in
+    that order; row i stands on line i + 2. Raises UserError with file and line.
+    """
+    lines = read_lines(path)
+    header = lines[0].split("\t")
+    missing = [name for name in required if name not in header]
+    if missing or len(set(header)) < len(header):
+        wrong = f"no column {missing[0]!r}" if missing else "a column twice"
+        raise UserError(f"{path}:1: {wrong} in the header {header}; give: {' '.join([*required, *optional])}")
+    if len(lines) < 2:
+        raise UserError(f"{path}: no rows below the header; data/README.md shows what a file holds")
+    names = [*required, *(name for name in optional if name in header)]
+    places = [header.index(name) for name in names]
+    rows = []
+    for number, line in enumerate(lines[1:], 2):
+        cells = line.split("\t")
+        if len(cells) != len(header) or cells == header:
+            wrong = "the header again" if cells == header else f"{len(cells)} columns, not {len(header)}"
+            raise UserError(f"{path}:{number}: {wrong}; one row a line, no tab or line break inside a text")
+        row = tuple(cells[place] for place in places)
+        for name, cell in zip(names, row):
+            if not cell.strip() and name != "label":
+                raise UserError(f"{path}:{number}: empty {name}; fill it or delete the row")
+        rows.append(row)
+    return names, rows
+
+
+def task_folder(root, task, lang):
+    """Path of <root>/<task>/<lang>; UserError with what there is instead."""
+    for parts, what in (((root,), "data folder"), ((root, task), "task"), ((root, task, lang), "language")):
+        folder = Path(*parts)
+        if not folder.is_dir():
+            there = sorted(p.name for p in folder.parent.glob("*") if p.is_dir()) if len(parts) > 1 else []
+            mend = f"there are: {' '.join(there)}" if there else "make the toy world with: python data/toy.py"
+            raise UserError(f"{folder}: no such {what}; {mend}")
+    return folder
+
+
+def label_ids(path, names, labels):
+    """Label names -> (N,) int64; UserError with the line of the first that is none of `labels`."""
+    index = {label: i for i, label in enumerate(labels)}
+    for number, name in enumerate(names, 2):
+        if name not in index:
+            raise UserError(f"{path}:{number}: label {name!r}; the English training labels are {labels}")
+    return torch.tensor([index[name] for name in names])
+
+
+def load_task(root, task, lang, split, labels=None):
+    """Rows of one split: (texts, y (N,) int64, labels). labels None: the sorted set of this file's."""
+    path = task_folder(root, task, lang) / f"{split}.tsv"
+    _, rows = read_tsv(path, ("label", "text"), ("text_b",))
+    names = [row[0] for row in rows]
+    labels = labels or sorted(set(names))
+    if len(labels) < 2 or "" in labels:
+        raise UserError(f"{path}: the labels are {labels}; a task needs two or more, none of them empty")
+    return [row[1:] for row in rows], label_ids(path, names, labels), labels
+
+
+def load_train_dev(root, task, lang, labels):
+    """((texts, y) of train, (texts, y) of dev); without a dev.tsv a tenth of train is held out instead."""
+    texts, y, _ = load_task(root, task, lang, "train", labels)
+    if Path(root, task, lang, "dev.tsv").exists():
+        return (texts, y), load_task(root, task, lang, "dev", labels)[:2]
+    return split_rows(texts, y)
+
+
+def split_rows(texts, y):
+    """((texts, y), (texts, y)): rows in the fixed order, the last tenth as dev."""
+    order = fixed_order(len(texts))
+    cut = len(order) - max(1, int(HELD_OUT * len(order)))
+    return tuple(([texts[i] for i in part], y[part]) for part in (order[:cut], order[cut:]))
+
+
+def fixed_order(count):
+    """The one shuffle of range(count): its first n are the n pairs, so that n=5000 is a subset of n=20000."""
+    return np.random.default_rng(SHUFFLE_SEED).permutation(count).tolist()
+
+
+def load_translated(root, task, lang, n=None):
+    """The first n pairs of translated.tsv in the fixed order; n None: DEFAULT_N, or all if fewer.
+
+    Returns (English texts, their translations, label names, "" where unlabelled).
+    """
+    path = task_folder(root, task, lang) / "translated.tsv"
+    names, rows = read_tsv(path, ("label", "text", "translation"), ("text_b", "translation_b"))
+    if ("text_b" in names) != ("translation_b" in names):
+        raise UserError(f"{path}:1: one of text_b and translation_b; pair tasks have both, other text none")
+    if n is not None and n > len(rows):
+        raise UserError(f"--n {n}: {path} has {len(rows)} pairs; use --n {len(rows)}, or translate more rows")
+    rows = [rows[i] for i in fixed_order(len(rows))[:n or DEFAULT_N]]
+    return [row[1::2] for row in rows], [row[2::2] for row in rows], [row[0] for row in rows]
+
+
+# e(.): the multilingual encoder
+
+def masked_mean(hidden, attention_mask):
+    """(B, T, D), (B, T) -> (B, D): mean over the tokens that are not padding."""
+    mask = attention_mask.unsqueeze(-1)                      # (B, T, 1)
+    return (hidden * mask).sum(1) / mask.sum(1)
+
+
+class Encoder(nn.Module):
+    """e(.): last hidden states of a Hugging Face encoder, pooled to one vector a text.
+
+    pool: "mean" over the tokens, or "cls", the first token; max_len: tokens a text is cut to.
+    """
+
+    def __init__(self, lm, tokenizer, pool, max_len):
+        super().__init__()
+        lm.pooler = None                                     # BERT's own, unused: neither counted nor stored
+        self.lm, self.tokenizer, self.pool, self.max_len = lm, tokenizer, pool, max_len
+        self.dim = lm.config.hidden_size
+        self.fingerprint = None                              # set by save_encoder and load_encoder
+
+    def forward(self, batch):
+        """A batch of `pad` -> (B, D) fp32."""
+        hidden = self.lm(**batch).last_hidden_state.float()  # (B, T, D)
+        return masked_mean(hidden, batch["attention_mask"]) if self.pool == "mean" else hidden[:, 0]
+
+    def tokenize(self, texts):
+        """One {"input_ids": [...], maybe "token_type_ids": [...]} a text, cut to max_len tokens."""
+        if len({len(text) for text in texts}) > 1:
+            raise UserError("single texts and text pairs in one list; a task has one or the other")
+        out = self.tokenizer(*map(list, zip(*texts)), truncation=True, max_length=self.max_len,
+                             return_attention_mask=False)
+        return [dict(zip(out, row)) for row in zip(*out.values())]
+
+
+def pad(rows, pad_id, device):
+    """Tokenised rows -> dict of (B, T) int64 tensors, padded on the right, with the attention mask."""
+    lengths = torch.tensor([len(row["input_ids"]) for row in rows])
+    width = int(lengths.max())
+    batch = {name: torch.tensor([row[name] + [pad_id if name == "input_ids" else 0] * (width - len(row[name]))
+                                 for row in rows]) for name in rows[0]}
+    batch["attention_mask"] = (torch.arange(width) < lengths[:, None]).long()
+    return {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}
+
+
+def load_pretrained(name, pool, max_len):
+    """Encoder from a hub name or a folder, as fp32 whatever its file holds; UserError if it is none."""
+    transformers.logging.set_verbosity_error()               # its report on BERT's pooler drowns ours
+    transformers.utils.logging.disable_progress_bar()
+    if not Path(name).is_dir() and (name.startswith((".", "/")) or name.count("/") > 1):
+        raise UserError(f"--model {name}: no such folder; make the toy encoder with: python data/toy.py")
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+        lm = AutoModel.from_pretrained(name, dtype=torch.float32, trust_remote_code=False)
+    except Exception as err:                                 # hub, file and class each raise their own
+        why = " ".join(str(err).split())[:150]
+        raise UserError(f"--model {name}: {why}; give the hub name or the folder of an encoder")
+    if lm.config.is_encoder_decoder or tokenizer.pad_token_id is None:
+        raise UserError(f"--model {name}: no encoder with a padding token; use one such as xlm-roberta-base")
+    positions = getattr(lm.config, "max_position_embeddings", None) or max_len
+    if "roberta" in lm.config.model_type:                    # its positions begin behind the padding id
+        positions -= lm.config.pad_token_id + 1
+    return Encoder(lm, tokenizer, pool, min(max_len, positions, tokenizer.model_max_length))
+
+
+def batches(lengths, budget):
+    """Row numbers in batches of similar length and at most `budget` tokens, longest first: if memory
+    runs out, it does at once."""
+    order = np.argsort(-np.asarray(lengths), kind="stable").tolist()
+    while order:
+        size = max(1, budget // lengths[order[0]])
+        yield order[:size]
+        order = order[size:]
+
+
+@torch.no_grad()
+def encode(encoder, texts, device, dtype=None, budget=None, progress="encode"):
+    """Texts -> (N, D) fp32 on the CPU, in input order. budget: tokens in a batch, default BATCH_TOKENS."""
+    encoder.eval()
+    rows = encoder.tokenize(texts)
+    out = torch.empty(len(rows), encoder.dim, device=device)
+    bar = tqdm(total=len(rows), desc=progress, unit="row", delay=2, leave=False)
+    with bar, autocast(device, dtype):
+        for index in batches([len(row["input_ids"]) for row in rows], budget or BATCH_TOKENS[device.type]):
+            batch = pad([rows[i] for i in index], encoder.tokenizer.pad_token_id, device)
+            out[torch.tensor(index, device=device)] = encoder(batch)
+            bar.update(len(index))
+    return out.cpu()
+
+
+class Cache:
+    """Embeddings of one frozen LM on disk, found by the text itself: <out>/cache/<fingerprint>-<dtype>/*.pt.
+
+    Only texts never seen before are encoded, so n=50000 after n=20000 costs 30000. Files hold SHARD rows, are
+    written whole, never change, and are read memory-mapped.
+    """
+
+    def __init__(self, encoder, out, device, dtype=None):
+        self.encoder, self.device, self.dtype = encoder, device, dtype
+        self.folder = Path(out, "cache", f"{encoder.fingerprint[:16]}-{str(dtype or torch.float32)[6:]}")
+        self.encoded = 0                                     # texts that this process had to encode
+        self.shards, self.where = [], {}                     # where: digest of a text -> (shard, row)
+        for path in sorted(self.folder.glob("*.pt")):
+            self._add(path)
+
+    def _add(self, path):
+        shard = load(path, "cache", f"rm {path}", self.encoder.fingerprint)
+        keys = shard["keys"].numpy().tobytes()               # 16 bytes a row
+        self.where |= {keys[16 * i:16 * i + 16]: (len(self.shards), i) for i in range(len(keys) // 16)}
+        self.shards.append(shard["embeddings"])
+
+    def __call__(self, texts, progress="encode"):
+        """Texts -> (N, D) fp32."""
+        keys = [hashlib.blake2b("\t".join(text).encode(), digest_size=16).digest() for text in texts]
+        todo = list({key: text for key, text in zip(keys, texts) if key not in self.where}.items())
+        for start in range(0, len(todo), SHARD):             # a fixed cut: a killed run goes on alike
+            part = todo[start:start + SHARD]
+            label = f"{progress} {start // SHARD + 1}/{-(-len(todo) // SHARD)}"
+            new = [text for _, text in part]
+            embeddings = encode(self.encoder, new, self.device, self.dtype, progress=label)
+            packed = torch.frombuffer(bytearray(b"".join(key for key, _ in part)), dtype=torch.uint8)
+            path = self.folder / f"{digest(packed)}.pt"
+            save(path, "cache", lm=self.encoder.fingerprint, keys=packed, embeddings=embeddings)
+            self._add(path)
+            self.encoded += len(part)
+        places = np.array([self.where[key] for key in keys])          # (N, 2)
+        out = torch.empty(len(texts), self.encoder.dim)
+        for shard in np.unique(places[:, 0]):
+            mine = np.flatnonzero(places[:, 0] == shard)
+            out[mine] = self.shards[shard][places[mine, 1]]
+        return out
+
+
+# A: the aligner
+
+def mlp(widths, dropout):
+    """Linear layers between consecutive widths, ReLU and Dropout between them (none after the last)."""
+    layers = []
+    for width_in, width_out in zip(widths, widths[1:]):
+        layers += [nn.Linear(width_in, width_out), nn.ReLU(), nn.Dropout(dropout)]
+    return nn.Sequential(*layers[:-2])
+
+
+class Aligner(nn.Module):
+    """A(x) = f((x - mean_x) / scale_x) * scale_y + mean_y, an embedding to an embedding, (N, D) -> (N, D).
+
+    arch "fc": f is `depth` Linear layers of width `hidden` (None: D), ReLU and Dropout between.
+    arch "ae": f is an encoder of `depth` layers down to a bottleneck of `hidden` (None: D // 2) and a decoder
+               of as many back, widths in equal steps; the paper has 3 and 3.
+    else:      f is one Linear layer, filled in by a closed form (shift, procrustes, linear).
+    Means and scales are statistics of the training pairs, kept as buffers: (D,), scale_y one number.
+    """
+
+    def __init__(self, arch, dim, depth=None, hidden=None, dropout=0.0):
+        super().__init__()
+        self.config = {"arch": arch, "dim": dim, "depth": depth, "hidden": hidden, "dropout": dropout}
+        if arch == "fc":
+            self.f = mlp([dim, *[hidden or dim] * (depth - 1), dim], dropout)
+        elif arch == "ae":
+            down = np.linspace(dim, hidden or dim // 2, depth + 1).round().astype(int).tolist()
+            self.f = mlp(down + down[-2::-1], dropout)
+        else:
+            self.f = nn.Linear(dim, dim)
+        for name, value in (("mean_x", torch.zeros(dim)), ("scale_x", torch.ones(dim)),
+                            ("mean_y", torch.zeros(dim)), ("scale_y", torch.ones(()))):
+            self.register_buffer(name, value)
+
+    def forward(self, x):
+        return self.f((x - self.mean_x) / self.scale_x) * self.scale_y + self.mean_y
+
+    @torch.no_grad()
+    def map(self, x, rows=65_536):
+        """A(x) of a whole (N, D) tensor on the CPU: no dropout, no gradient, in blocks."""
+        self.eval()
+        return torch.cat([self(block.to(self.mean_x.device)).cpu() for block in x.split(rows)])
+
+
+def load_aligner(art):
+    """Aligner from an artifact's "aligner" (its config) and "state"; UserError if the two do not fit."""
+    try:
+        aligner = Aligner(**art["aligner"])
+        aligner.load_state_dict(art["state"])
+    except (RuntimeError, TypeError, ValueError) as err:
+        raise UserError(f"an aligner of the wrong form ({str(err).splitlines()[0]}); run step 2 again")
+    return aligner.eval()
+
+
+# Artifacts: plain dicts of tensors, numbers and strings
+
+def digest(value):
+    """Hex digest of nested dicts and lists of tensors, numbers and strings: same content, same digest."""
+    hasher = hashlib.blake2b(digest_size=20)
+
+    def add(value):
+        if isinstance(value, torch.Tensor):
+            hasher.update(f"{value.dtype}{tuple(value.shape)}".encode())
+            hasher.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+        elif isinstance(value, (dict, list, tuple)):
+            hasher.update(f"{type(value).__name__}{len(value)}".encode())
+            for item in sorted(value.items()) if isinstance(value, dict) else value:
+                add(item)
+        else:
+            hasher.update(f"{type(value).__name__}{value!r}".encode())
+
+    add(value)
+    return hasher.hexdigest()
+
+
+def save(path, kind, **content):
+    """Write an artifact whole or not at all: to a temporary name, then renamed."""
+    content |= {"kind": kind, "format": FORMAT, "torch": str(torch.__version__),   # str: not its own class
+                "transformers": transformers.__version__}
+    content["digest"] = digest(content)
+    write_whole(path, lambda file: torch.save(content, file))
+
+
+def write_whole(path, write):
+    """Call write(binary file) on a temporary file beside `path`, then rename it to `path`."""
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(temporary, "wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except (OSError, RuntimeError) as err:
+        raise UserError(f"{path}: cannot be written ({str(err).splitlines()[0]}); free space or change --out")
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def load(path, kind, remake, lm=None):
+    """Read an artifact, checked: whole, of this kind, and made with the LM of fingerprint `lm` if given.
+
+    `remake` is the command that makes it, named in the UserError. Nothing in the file is executed.
+    """
+    if not Path(path).is_file():
+        raise UserError(f"{path}: no such artifact; make it with: {remake}")
+    try:
+        content = dict(torch.load(path, map_location="cpu", weights_only=True, mmap=True))
+        whole = content.pop("digest") == digest(content)
+    except Exception:                                        # zip, pickle and tensor readers raise their own
+        whole = False
+    if not whole:
+        raise UserError(f"{path}: damaged, or no artifact of this project; make it again with: {remake}")
+    if (content["kind"], content["format"]) != (kind, FORMAT):
+        raise UserError(f"{path}: kind {content['kind']!r} in format {content['format']}, not {kind!r} in "
+                        f"{FORMAT}; make it again with: {remake}")
+    if lm and content["lm"] != lm:
+        raise UserError(f"{path}: made with another LM than embed.pt beside it; make it again with: {remake}")
+    return content
+
+
+def save_encoder(path, encoder, **content):
+    """Write embed.pt: LM weights, config and tokenizer, enough to go on offline. Sets the fingerprint."""
+    with tempfile.TemporaryDirectory() as folder:
+        encoder.tokenizer.save_pretrained(folder)
+        encoder.lm.config.save_pretrained(folder)
+        files = {file.name: torch.frombuffer(bytearray(file.read_bytes()), dtype=torch.uint8)
+                 for file in sorted(Path(folder).iterdir())}
+    state = {name: tensor.detach().cpu() for name, tensor in encoder.lm.state_dict().items()}
+    identity = {"state": state, "files": files, "pool": encoder.pool, "max_len": encoder.max_len}
+    encoder.fingerprint = digest(identity)
+    save(path, "embed", lm=encoder.fingerprint, **identity, **content)
+
+
+def load_encoder(out, name="embed.pt"):
+    """(Encoder, frozen; the artifact: data, task, labels, pair, ...) from a run folder's embed.pt."""
+    path, remake = Path(out, name), f"python step1_embed.py --out {out}"
+    art = load(path, "embed", remake)
+    transformers.logging.set_verbosity_error()
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            for file, content in art["files"].items():
+                Path(folder, Path(file).name).write_bytes(content.numpy().tobytes())
+            tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+            config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        lm = AutoModel.from_config(config, trust_remote_code=False)
+        encoder = Encoder(lm, tokenizer, art["pool"], art["max_len"])
+        lm.load_state_dict(art.pop("state"))
+    except Exception as err:                                 # well-formed, but no LM of this library
+        raise UserError(f"{path}: no LM that transformers {transformers.__version__} can rebuild "
+                        f"({str(err).splitlines()[0][:100]}); make it again with: {remake}")
+    encoder.fingerprint = art["lm"]
+    return encoder.eval().requires_grad_(False), art         # LM frozen: no gradient, no dropout
+
+
+def file_name(*parts, **options):
+    """File name of a variant: parts and key+value options joined by "-", empty ones left out."""
+    tail = [f"{key}{value}" for key, value in options.items() if value is not None]
+    return "-".join([*(str(part) for part in parts if part), *tail]) + ".pt"
