@@ -107,6 +107,11 @@ def pick_device(args):
     return device, dtype, f"{device} {str(dtype or torch.float32)[6:]} ({why})"
 
 
+def banner(*facts):
+    """The line that every script opens with."""
+    print(" | ".join(facts), flush=True)
+
+
 def autocast(device, dtype):
     """Mixed precision for the LM's forward pass; plain fp32 if dtype is None."""
     return torch.autocast(device.type, dtype, enabled=dtype is not None)
