@@ -29,21 +29,17 @@ HELD_OUT = 0.1         # share of the pairs held out in step 2, and of train whe
 SHARD = 5_000          # rows a cache file holds: the most that a killed run can lose
 BATCH_TOKENS = {"cpu": 4_096, "cuda": 65_536, "mps": 16_384}     # of an encoding batch, with padding
 
-
 # Command line
 
 class UserError(Exception):
     """A mistake that the user can mend: one line that says what, where and how."""
 
-
 class Parser(argparse.ArgumentParser):
     def error(self, message):
         raise UserError(f"{message}; see: python {self.prog} --help")
 
-
 class HelpPage(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
     """The script's docstring as it stands, then every flag with its default."""
-
 
 def make_parser(doc):
     """Parser with the flags that every script has; `doc` is the script's docstring."""
@@ -51,18 +47,16 @@ def make_parser(doc):
     p.add_argument("--out", default="runs", help="run folder: the artifacts (.pt) of one LM and task")
     p.add_argument("--device", help="cuda, cuda:1, mps or cpu; without it the first of these that is there")
     p.add_argument("--amp", choices=("auto", "off", "bf16", "fp16"), default="auto",
-                   help="number format of the LM's products. auto: on CUDA bf16 where supported, else fp16; "
-                        "on a CPU bf16 where the processor has it, else fp32. Aligner and heads are always fp32")
+                   help="number format of the LM's products; auto: bf16 where the hardware has it, else fp16 "
+                        "on CUDA and fp32 elsewhere. Aligner and heads are always fp32")
     p.add_argument("--seed", type=int, default=0, help="of initial weights and batch order")
     return p
 
-
 def positive(text):
     """argparse type: a whole number above 0."""
-    if not text.isdecimal() or int(text) == 0:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
-    return int(text)
-
+    if text.isdecimal() and int(text) > 0:
+        return int(text)
+    raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
 
 def share(text):
     """argparse type: a number from 0 to below 1."""
@@ -70,7 +64,6 @@ def share(text):
         if 0 <= float(text) < 1:
             return float(text)
     raise argparse.ArgumentTypeError(f"{text!r} is not a number from 0 to below 1")
-
 
 def run(main):
     """Call `main()`. A UserError becomes one line on stderr and exit status 2, Ctrl-C one line and 130."""
@@ -85,7 +78,6 @@ def run(main):
     except BrokenPipeError:                                  # `... | head`: the reader has what it wants
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
-
 def pick_device(args):
     """(device, autocast dtype or None for fp32, both in words with the reason) from --device and --amp."""
     mps = torch.backends.mps.is_available()
@@ -95,27 +87,17 @@ def pick_device(args):
         torch.zeros(1, device=device)
     except (RuntimeError, AssertionError) as err:
         raise UserError(f"--device {name}: {str(err).splitlines()[0]}; leave the flag out")
-    if args.amp != "auto":
-        dtype, why = {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16}[args.amp], "--amp"
-    elif device.type == "cuda":
-        native = torch.cuda.is_bf16_supported(including_emulation=False)
-        dtype, why = torch.bfloat16 if native else torch.float16, "native" if native else "no native bf16"
-    else:
-        has = getattr(torch.cpu, "get_capabilities", dict)() if device.type == "cpu" else {}
-        native = has.get("avx512_bf16") or has.get("amx_bf16")
-        dtype, why = torch.bfloat16 if native else None, "native" if native else "no native bf16"
+    has = getattr(torch.cpu, "get_capabilities", dict)()
+    native = device.type == "cpu" and (has.get("avx512_bf16") or has.get("amx_bf16")) or \
+        device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+    auto = torch.bfloat16 if native else torch.float16 if device.type == "cuda" else None
+    dtype = {"auto": auto, "off": None, "bf16": torch.bfloat16, "fp16": torch.float16}[args.amp]
+    why = f"--amp {args.amp}" if args.amp != "auto" else "native" if native else "no native bf16"
     return device, dtype, f"{device} {str(dtype or torch.float32)[6:]} ({why})"
-
-
-def banner(*facts):
-    """The line that every script opens with."""
-    print(" | ".join(facts), flush=True)
-
 
 def autocast(device, dtype):
     """Mixed precision for the LM's forward pass; plain fp32 if dtype is None."""
     return torch.autocast(device.type, dtype, enabled=dtype is not None)
-
 
 # Data: <root>/<task>/<lang>/{train,dev,test,translated}.tsv
 
@@ -125,12 +107,14 @@ def read_lines(path):
         raw = Path(path).read_bytes()
         text = raw.decode("utf-8-sig")
     except OSError as err:
-        raise UserError(f"{path}: {err.strerror}; data/README.md says which files a task needs")
+        folder = next(p for p in Path(path).parents if p.exists())           # the last level that is there
+        there = " ".join(sorted(p.name for p in folder.iterdir()))
+        raise UserError(f"{path}: {err.strerror}; {folder} has: {there}; data/README.md says what a task "
+                        "needs, python data/toy.py makes a toy world")
     except UnicodeDecodeError as err:
         line = raw.count(b"\n", 0, err.start) + 1
         raise UserError(f"{path}:{line}: byte {raw[err.start]:#04x} is not UTF-8; save the file as UTF-8")
     return [line.removesuffix("\r") for line in text.rstrip("\r\n").split("\n")]
-
 
 def read_tsv(path, required, optional=()):
     """Columns of a tab-separated file with a header and no quoting.
@@ -161,30 +145,17 @@ def read_tsv(path, required, optional=()):
         rows.append(row)
     return names, rows
 
-
-def task_folder(root, task, lang):
-    """Path of <root>/<task>/<lang>; UserError with what there is instead."""
-    for parts, what in (((root,), "data folder"), ((root, task), "task"), ((root, task, lang), "language")):
-        folder = Path(*parts)
-        if not folder.is_dir():
-            there = sorted(p.name for p in folder.parent.glob("*") if p.is_dir()) if len(parts) > 1 else []
-            mend = f"there are: {' '.join(there)}" if there else "make the toy world with: python data/toy.py"
-            raise UserError(f"{folder}: no such {what}; {mend}")
-    return folder
-
-
 def label_ids(path, names, labels):
     """Label names -> (N,) int64; UserError with the line of the first that is none of `labels`."""
-    index = {label: i for i, label in enumerate(labels)}
-    for number, name in enumerate(names, 2):
-        if name not in index:
-            raise UserError(f"{path}:{number}: label {name!r}; the English training labels are {labels}")
-    return torch.tensor([index[name] for name in names])
-
+    for line, name in enumerate(names, 2):
+        if name not in labels:
+            wrong = f"label {name!r}" if name else f"no label, as {names.count('')} rows"
+            raise UserError(f"{path}:{line}: {wrong}; the English training labels are {labels}")
+    return torch.tensor([labels.index(name) for name in names])
 
 def load_task(root, task, lang, split, labels=None):
     """Rows of one split: (texts, y (N,) int64, labels). labels None: the sorted set of this file's."""
-    path = task_folder(root, task, lang) / f"{split}.tsv"
+    path = Path(root, task, lang, f"{split}.tsv")
     _, rows = read_tsv(path, ("label", "text"), ("text_b",))
     names = [row[0] for row in rows]
     labels = labels or sorted(set(names))
@@ -192,33 +163,32 @@ def load_task(root, task, lang, split, labels=None):
         raise UserError(f"{path}: the labels are {labels}; a task needs two or more, none of them empty")
     return [row[1:] for row in rows], label_ids(path, names, labels), labels
 
-
-def load_train_dev(root, task, lang, labels):
-    """((texts, y) of train, (texts, y) of dev); without a dev.tsv a tenth of train is held out instead."""
-    texts, y, _ = load_task(root, task, lang, "train", labels)
-    if Path(root, task, lang, "dev.tsv").exists():
-        return (texts, y), load_task(root, task, lang, "dev", labels)[:2]
-    return split_rows(texts, y)
-
-
-def split_rows(texts, y):
-    """((texts, y), (texts, y)): rows in the fixed order, the last tenth as dev."""
-    order = fixed_order(len(texts))
-    cut = len(order) - max(1, int(HELD_OUT * len(order)))
-    return tuple(([texts[i] for i in part], y[part]) for part in (order[:cut], order[cut:]))
-
-
 def fixed_order(count):
     """The one shuffle of range(count): its first n are the n pairs, so that n=5000 is a subset of n=20000."""
     return np.random.default_rng(SHUFFLE_SEED).permutation(count).tolist()
 
+def load_train_dev(root, task, lang, labels, translated=False, n=None):
+    """((texts, y) of train, (texts, y) of dev) of a language, or of the translations and labels of n pairs.
+
+    Dev is dev.tsv; where there is none, and for translations, it is a tenth of the rows, held out.
+    """
+    if translated:
+        _, texts, names = load_translated(root, task, lang, n)
+        y = label_ids(Path(root, task, lang, "translated.tsv"), names, labels)
+    else:
+        texts, y, _ = load_task(root, task, lang, "train", labels)
+        if Path(root, task, lang, "dev.tsv").exists():
+            return (texts, y), load_task(root, task, lang, "dev", labels)[:2]
+    order = fixed_order(len(texts))
+    cut = len(order) - max(1, int(HELD_OUT * len(order)))
+    return tuple(([texts[i] for i in part], y[part]) for part in (order[:cut], order[cut:]))
 
 def load_translated(root, task, lang, n=None):
     """The first n pairs of translated.tsv in the fixed order; n None: DEFAULT_N, or all if fewer.
 
     Returns (English texts, their translations, label names, "" where unlabelled).
     """
-    path = task_folder(root, task, lang) / "translated.tsv"
+    path = Path(root, task, lang, "translated.tsv")
     names, rows = read_tsv(path, ("label", "text", "translation"), ("text_b", "translation_b"))
     if ("text_b" in names) != ("translation_b" in names):
         raise UserError(f"{path}:1: one of text_b and translation_b; pair tasks have both, other text none")
@@ -227,14 +197,12 @@ def load_translated(root, task, lang, n=None):
     rows = [rows[i] for i in fixed_order(len(rows))[:n or DEFAULT_N]]
     return [row[1::2] for row in rows], [row[2::2] for row in rows], [row[0] for row in rows]
 
-
 # e(.): the multilingual encoder
 
 def masked_mean(hidden, attention_mask):
     """(B, T, D), (B, T) -> (B, D): mean over the tokens that are not padding."""
     mask = attention_mask.unsqueeze(-1)                      # (B, T, 1)
     return (hidden * mask).sum(1) / mask.sum(1)
-
 
 class Encoder(nn.Module):
     """e(.): last hidden states of a Hugging Face encoder, pooled to one vector a text.
@@ -262,7 +230,6 @@ class Encoder(nn.Module):
                              return_attention_mask=False)
         return [dict(zip(out, row)) for row in zip(*out.values())]
 
-
 def pad(rows, pad_id, device):
     """Tokenised rows -> dict of (B, T) int64 tensors, padded on the right, with the attention mask."""
     lengths = torch.tensor([len(row["input_ids"]) for row in rows])
@@ -272,26 +239,23 @@ def pad(rows, pad_id, device):
     batch["attention_mask"] = (torch.arange(width) < lengths[:, None]).long()
     return {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}
 
-
 def load_pretrained(name, pool, max_len):
     """Encoder from a hub name or a folder, as fp32 whatever its file holds; UserError if it is none."""
     transformers.logging.set_verbosity_error()               # its report on BERT's pooler drowns ours
     transformers.utils.logging.disable_progress_bar()
-    if not Path(name).is_dir() and (name.startswith((".", "/")) or name.count("/") > 1):
-        raise UserError(f"--model {name}: no such folder; make the toy encoder with: python data/toy.py")
     try:
         tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
         lm = AutoModel.from_pretrained(name, dtype=torch.float32, trust_remote_code=False)
     except Exception as err:                                 # hub, file and class each raise their own
         why = " ".join(str(err).split())[:150]
-        raise UserError(f"--model {name}: {why}; give the hub name or the folder of an encoder")
+        raise UserError(f"--model {name}: {why}; give the hub name or folder of an encoder, or make the toy "
+                        "one with: python data/toy.py")
     if lm.config.is_encoder_decoder or tokenizer.pad_token_id is None:
         raise UserError(f"--model {name}: no encoder with a padding token; use one such as xlm-roberta-base")
     positions = getattr(lm.config, "max_position_embeddings", None) or max_len
     if "roberta" in lm.config.model_type:                    # its positions begin behind the padding id
         positions -= lm.config.pad_token_id + 1
     return Encoder(lm, tokenizer, pool, min(max_len, positions, tokenizer.model_max_length))
-
 
 def batches(lengths, budget):
     """Row numbers in batches of similar length and at most `budget` tokens, longest first: if memory
@@ -301,7 +265,6 @@ def batches(lengths, budget):
         size = max(1, budget // lengths[order[0]])
         yield order[:size]
         order = order[size:]
-
 
 @torch.no_grad()
 def encode(encoder, texts, device, dtype=None, budget=None, progress="encode"):
@@ -316,7 +279,6 @@ def encode(encoder, texts, device, dtype=None, budget=None, progress="encode"):
             out[torch.tensor(index, device=device)] = encoder(batch)
             bar.update(len(index))
     return out.cpu()
-
 
 class Cache:
     """Embeddings of one frozen LM on disk, found by the text itself: <out>/cache/<fingerprint>-<dtype>/*.pt.
@@ -360,7 +322,6 @@ class Cache:
             out[mine] = self.shards[shard][places[mine, 1]]
         return out
 
-
 # A: the aligner
 
 def mlp(widths, dropout):
@@ -370,9 +331,9 @@ def mlp(widths, dropout):
         layers += [nn.Linear(width_in, width_out), nn.ReLU(), nn.Dropout(dropout)]
     return nn.Sequential(*layers[:-2])
 
-
 class Aligner(nn.Module):
-    """A(x) = f((x - mean_x) / scale_x) * scale_y + mean_y, an embedding to an embedding, (N, D) -> (N, D).
+    """A(x) = f((x - mean_x) / scale_x) * scale_y + mean_y, an embedding to an embedding, (N, D) -> (N, D);
+    residual: plus x - mean_x, with f starting at zero, so that training starts from the shift of the means.
 
     arch "fc": f is `depth` Linear layers of width `hidden` (None: D), ReLU and Dropout between.
     arch "ae": f is an encoder of `depth` layers down to a bottleneck of `hidden` (None: D // 2) and a decoder
@@ -381,9 +342,11 @@ class Aligner(nn.Module):
     Means and scales are statistics of the training pairs, kept as buffers: (D,), scale_y one number.
     """
 
-    def __init__(self, arch, dim, depth=None, hidden=None, dropout=0.0):
+    def __init__(self, arch, dim, depth=None, hidden=None, dropout=0.0, residual=False):
         super().__init__()
-        self.config = {"arch": arch, "dim": dim, "depth": depth, "hidden": hidden, "dropout": dropout}
+        self.config = {"arch": arch, "dim": dim, "depth": depth, "hidden": hidden, "dropout": dropout,
+                       "residual": residual}
+        self.residual = residual
         if arch == "fc":
             self.f = mlp([dim, *[hidden or dim] * (depth - 1), dim], dropout)
         elif arch == "ae":
@@ -394,16 +357,18 @@ class Aligner(nn.Module):
         for name, value in (("mean_x", torch.zeros(dim)), ("scale_x", torch.ones(dim)),
                             ("mean_y", torch.zeros(dim)), ("scale_y", torch.ones(()))):
             self.register_buffer(name, value)
+        if residual:
+            nn.init.zeros_(self.f[-1].weight), nn.init.zeros_(self.f[-1].bias)
 
     def forward(self, x):
-        return self.f((x - self.mean_x) / self.scale_x) * self.scale_y + self.mean_y
+        y = self.f((x - self.mean_x) / self.scale_x) * self.scale_y + self.mean_y
+        return y + x - self.mean_x if self.residual else y
 
     @torch.no_grad()
     def map(self, x, rows=65_536):
         """A(x) of a whole (N, D) tensor on the CPU: no dropout, no gradient, in blocks."""
         self.eval()
         return torch.cat([self(block.to(self.mean_x.device)).cpu() for block in x.split(rows)])
-
 
 def load_aligner(art):
     """Aligner from an artifact's "aligner" (its config) and "state"; UserError if the two do not fit."""
@@ -413,7 +378,6 @@ def load_aligner(art):
     except (RuntimeError, TypeError, ValueError) as err:
         raise UserError(f"an aligner of the wrong form ({str(err).splitlines()[0]}); run step 2 again")
     return aligner.eval()
-
 
 # Artifacts: plain dicts of tensors, numbers and strings
 
@@ -435,14 +399,12 @@ def digest(value):
     add(value)
     return hasher.hexdigest()
 
-
 def save(path, kind, **content):
     """Write an artifact whole or not at all: to a temporary name, then renamed."""
     content |= {"kind": kind, "format": FORMAT, "torch": str(torch.__version__),   # str: not its own class
                 "transformers": transformers.__version__}
     content["digest"] = digest(content)
     write_whole(path, lambda file: torch.save(content, file))
-
 
 def write_whole(path, write):
     """Call write(binary file) on a temporary file beside `path`, then rename it to `path`."""
@@ -460,7 +422,6 @@ def write_whole(path, write):
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
-
 
 def load(path, kind, remake, lm=None):
     """Read an artifact, checked: whole, of this kind, and made with the LM of fingerprint `lm` if given.
@@ -483,7 +444,6 @@ def load(path, kind, remake, lm=None):
         raise UserError(f"{path}: made with another LM than embed.pt beside it; make it again with: {remake}")
     return content
 
-
 def save_encoder(path, encoder, **content):
     """Write embed.pt: LM weights, config and tokenizer, enough to go on offline. Sets the fingerprint."""
     with tempfile.TemporaryDirectory() as folder:
@@ -495,7 +455,6 @@ def save_encoder(path, encoder, **content):
     identity = {"state": state, "files": files, "pool": encoder.pool, "max_len": encoder.max_len}
     encoder.fingerprint = digest(identity)
     save(path, "embed", lm=encoder.fingerprint, **identity, **content)
-
 
 def load_encoder(out, name="embed.pt"):
     """(Encoder, frozen; the artifact: data, task, labels, pair, ...) from a run folder's embed.pt."""
@@ -516,7 +475,6 @@ def load_encoder(out, name="embed.pt"):
                         f"({str(err).splitlines()[0][:100]}); make it again with: {remake}")
     encoder.fingerprint = art["lm"]
     return encoder.eval().requires_grad_(False), art         # LM frozen: no gradient, no dropout
-
 
 def file_name(*parts, **options):
     """File name of a variant: parts and key+value options joined by "-", empty ones left out."""

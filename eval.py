@@ -18,31 +18,29 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from common import (Cache, UserError, banner, encode, load, load_aligner, load_encoder, load_task, make_parser,
+from common import (Cache, UserError, encode, load, load_aligner, load_encoder, load_task, make_parser,
                     pick_device, run, write_whole)
 
 BOOTSTRAP = 10_000     # resamples of the test items behind a 95% interval
 CHUNK = 1_024          # lines that --predict labels at once: constant memory, order kept
 METHODS = ("english", "langalign", "rev", "translated", "native")                  # the table's order
 
-
 def get_args(argv=None):
     p = make_parser(__doc__)
     p.add_argument("--lang", help="target language; without it every language that has a head")
-    p.add_argument("--predict", metavar="FILE", help="label the lines of FILE, - for standard input; no table")
-    p.add_argument("--method", choices=METHODS, help="with --predict: the newest head of this method, else of "
-                   "langalign, else of any")
+    p.add_argument("--predict", metavar="FILE", help="label the lines of FILE, or of standard input: -")
     return p.parse_args(argv)
 
-
-def load_heads(out):
-    """[(path, artifact)] of every head in the run folder, the oldest first."""
-    make = f"python step3_head.py --out {out} --lang ko"
-    paths = sorted(Path(out).glob("head-*.pt"), key=lambda path: path.stat().st_mtime_ns)
-    if not paths:
-        raise UserError(f"{out}: no head in this run folder; make one with: {make}")
-    return [(path, load(path, "head", make)) for path in paths]
-
+def load_heads(out, lang):
+    """([(path, artifact)] of the heads for `lang`, None: all, and of english, newest first; languages)."""
+    make = f"python step3_head.py --out {out} --lang {lang or 'ko'}"
+    paths = sorted(Path(out).glob("head-*.pt"), key=lambda path: -path.stat().st_mtime_ns)
+    heads = [(path, load(path, "head", make)) for path in paths]
+    langs = sorted({head["lang"] for _, head in heads} - {"en"})
+    if not heads or lang and lang not in langs:
+        there = f"no head for {lang}, only for: {' '.join(langs)}" if heads else "no head in this run folder"
+        raise UserError(f"{out}: {there}; make one with: {make}")
+    return [item for item in heads if item[1]["lang"] in (lang or item[1]["lang"], "en")], langs
 
 def load_lms(out, heads, device):
     """{fingerprint: (Encoder, run info)} of the LMs that the heads stand on; UserError for a head without."""
@@ -51,11 +49,13 @@ def load_lms(out, heads, device):
         encoder, info = load_encoder(out, path.name)
         lms[encoder.fingerprint] = encoder.to(device), info
     for path, head in heads:
-        if head["lm"] not in lms:
-            raise UserError(f"{path}: made with another LM than {out} holds; delete it or make it again with: "
-                            f"python step3_head.py --out {out} --lang {head['lang']} --method {head['method']}")
+        encoder, _ = lms.get(head["lm"], (None, None))
+        shape = (encoder.dim, len(head["labels"])) if encoder else None
+        if not encoder or head["heads"]["weight"].shape[1:] != shape:
+            what = "of another width" if encoder else f"made with another LM than {out} holds"
+            raise UserError(f"{path}: {what}; delete it or make it again with: python step3_head.py "
+                            f"--out {out} --lang {head['lang']} --method {head['method']}")
     return lms
-
 
 def logits_of(head, x):
     """Embeddings e(x) (N, D) -> logits (S, N, C) of a head's seeds; Rev-LangAlign maps x by A first."""
@@ -64,18 +64,15 @@ def logits_of(head, x):
     weight, bias, mean, scale = (head["heads"][name] for name in ("weight", "bias", "mean", "scale"))
     return (x - mean) / scale @ weight + bias
 
-
 def macro_f1(predicted, y, classes):
     """Mean of the classes' F1; predicted, y (N,)."""
     confusion = torch.bincount(y * classes + predicted, minlength=classes ** 2).view(classes, classes)
     return (2 * confusion.diag() / (confusion.sum(0) + confusion.sum(1)).clamp_min(1)).mean().item()
 
-
 def bootstrap(difference, seed):
     """95% interval of the mean of a per-item difference (N,), test items resampled with replacement."""
     rng, n = np.random.default_rng(seed), len(difference)
     return np.percentile([difference[rng.integers(0, n, n)].mean() for _ in range(BOOTSTRAP)], [2.5, 97.5])
-
 
 def evaluate(lang, heads, lms, args, device, dtype):
     """(one record a head on the test split of `lang`, majority class's share, test rows)."""
@@ -100,19 +97,21 @@ def evaluate(lang, heads, lms, args, device, dtype):
             record["delta_low"], record["delta_high"] = bootstrap(difference, args.seed)
     return records, y.bincount().max().item() / len(y), len(y)
 
-
 def show(lang, records, majority, items):
     """Print the table of one language."""
-    print(f"\n{lang}: {items} test rows, majority class {majority:.2%}; +- over head seeds, difference to english "
-          f"with its 95% interval over test rows, all in points")
+    print(f"\n{lang}: {items} test rows, majority class {majority:.2%}; +- over head seeds; difference to "
+          f"english with its 95% interval over test rows, in points")
     print("  method                 arch            n  seeds  accuracy    +-  macro F1  difference")
-    for r in sorted(records, key=lambda r: (METHODS.index(r["method"].split()[0]), r["arch"] or "", r["n"] or 0)):
+    def place(r):
+        return METHODS.index(r["method"].split()[0]), r["arch"] or "", r["n"] or 0
+
+    for r in sorted(records, key=place):
         cells = [f"{r['method']:23s}{r['arch'] or '-':11s}{r['n'] or '-':>6} {r['seeds']:6d}",
                  f"{100 * r['accuracy']:8.2f} {100 * r['accuracy_std']:5.2f}  {100 * r['macro_f1']:8.2f}"]
         if r["delta"] is not None:
-            cells.append(f"{100 * r['delta']:+.2f} [{100 * r['delta_low']:+.2f}, {100 * r['delta_high']:+.2f}]")
+            cells.append("{:+.2f} [{:+.2f}, {:+.2f}]".format(
+                *(100 * r[key] for key in ("delta", "delta_low", "delta_high"))))
         print("  " + "  ".join(cells))
-
 
 def read_texts(stream, pair, name):
     """Texts of a binary stream, one a line; UserError with the line's number."""
@@ -125,7 +124,6 @@ def read_texts(stream, pair, name):
             raise UserError(f"{name}:{number}: {len(text)} tab-separated columns; this task reads {1 + pair}")
         yield text
 
-
 def predict(path, head, encoder, device, dtype):
     """Label a file or standard input: a line `label <tab> probability` for each line, in order."""
     name = "standard input" if path == "-" else path
@@ -133,6 +131,7 @@ def predict(path, head, encoder, device, dtype):
         source = contextlib.nullcontext(sys.stdin.buffer) if path == "-" else open(path, "rb")
     except OSError as err:
         raise UserError(f"--predict {path}: {err.strerror}; give a text file, or - for standard input")
+    print(f"labelling with {head['method']} {head['arch'] or ''} {head['lang']}", file=sys.stderr)
     with source as stream:
         texts = read_texts(stream, head["pair"], name)
         while chunk := list(itertools.islice(texts, CHUNK)):
@@ -141,33 +140,20 @@ def predict(path, head, encoder, device, dtype):
                 print(f"{head['labels'][label]}\t{value:.4f}")
             sys.stdout.flush()
 
-
-def pick_head(heads, args):
-    """The head of --predict: of --lang and --method, langalign before others, the newest of them."""
-    langs = sorted({head["lang"] for _, head in heads} - {"en"})
-    lang = args.lang or (langs[0] if len(langs) == 1 else None)
-    fits = [item for item in heads if item[1]["lang"] == lang and item[1]["method"] == (args.method or item[1]["method"])
-            or item[1]["method"] == args.method == "english"]
-    if not fits:
-        there = "; ".join(sorted({f"--lang {head['lang']} --method {head['method']}" for _, head in heads}))
-        asked = f"--lang {args.lang}" + (f" --method {args.method}" if args.method else "")
-        raise UserError(f"{args.out}: no head for {asked}; there are: {there}")
-    return max(reversed(fits), key=lambda item: item[1]["method"] == "langalign")
-
-
 def main(argv=None):
     args = get_args(argv)
     device, dtype, machine = pick_device(args)
-    heads = load_heads(args.out)
+    heads, langs = load_heads(args.out, args.lang)
     if args.predict:
-        path, head = pick_head(heads, args)
-        print(f"labelling with {path}", file=sys.stderr)
-        return predict(args.predict, head, load_lms(args.out, [(path, head)], device)[head["lm"]][0], device, dtype)
+        if not args.lang and len(langs) > 1:
+            raise UserError(f"--predict needs --lang; {args.out} has heads for: {' '.join(langs)}")
+        best = max(heads, key=lambda item: (item[1]["method"] == "langalign", item[1]["lang"] != "en"))
+        encoder, _ = load_lms(args.out, [best], device)[best[1]["lm"]]
+        return predict(args.predict, best[1], encoder, device, dtype)
 
-    langs = [args.lang] if args.lang else sorted({head["lang"] for _, head in heads} - {"en"})
-    heads = [item for item in heads if item[1]["lang"] in (*langs, "en")]
+    langs = [args.lang] if args.lang else langs
     lms = load_lms(args.out, heads, device)
-    banner("eval", machine, f"{len(heads)} heads", f"languages {' '.join(langs)}")
+    print(f"eval | {machine} | {len(heads)} heads | languages {' '.join(langs)}", flush=True)
     results = []
     for lang in langs:
         mine = [item for item in heads if item[1]["lang"] in (lang, "en")]
@@ -177,7 +163,6 @@ def main(argv=None):
     path = Path(args.out, "results.json")
     write_whole(path, lambda file: file.write((json.dumps(results, indent=1) + "\n").encode()))
     print(f"\n-> {path}")
-
 
 if __name__ == "__main__":
     run(main)

@@ -5,8 +5,8 @@
     python step1_embed.py --epochs 0                             # skip the tuning: keep the pretrained LM
 
 Reads   <data>/<task>/en/{train,dev}.tsv (formats: data/README.md) and a Hugging Face encoder.
-Writes  <out>/embed.pt: LM, tokenizer, labels and where the data is, so that the later steps need no hub and no
-        repeated flags. With --train-on native or translated <out>/embed-native-<lang>.pt: baselines of step 3.
+Writes  <out>/embed.pt: LM, tokenizer, labels and where the data is, so that the later steps need no hub and
+        no repeated flags. With --train-on native or translated <out>/embed-<that>-<lang>.pt, for baselines.
 Expect  a dev accuracy well above the majority class's; the epoch with the best is the one kept.
 """
 import copy
@@ -19,16 +19,14 @@ import torch.nn as nn
 import torch.nn.functional as F
 from tqdm import tqdm
 
-from common import (UserError, autocast, banner, encode, file_name, label_ids, load_pretrained, load_task,
-                    load_train_dev, load_translated, make_parser, pad, pick_device, positive, run,
-                    save_encoder, split_rows)
+from common import (UserError, autocast, encode, file_name, load_pretrained, load_task, load_train_dev,
+                    make_parser, pad, pick_device, positive, run, save_encoder)
 
 POOL_OF_BATCHES = 50   # batches whose rows are sorted by length together: little padding, still random order
 WARMUP = 0.06          # share of the steps with rising learning rate
 WEIGHT_DECAY = 0.01    # on weight matrices only, never on embeddings: see UsedRows
 CLIP = 1.0             # of the gradient's norm
 DROPOUT = 0.1          # in front of the classifier
-
 
 def get_args(argv=None):
     p = make_parser(__doc__)
@@ -43,7 +41,7 @@ def get_args(argv=None):
                    help="rows to tune on; native and translated (with labels) are baselines and need --lang")
     p.add_argument("--lang", help="target language of --train-on native or translated, e.g. ko")
     p.add_argument("--n", type=positive, help="rows of --train-on translated, else 20000, or all if fewer")
-    p.add_argument("--epochs", type=int, default=3, help="passes over the rows (ours); 0 keeps the pretrained LM")
+    p.add_argument("--epochs", type=int, default=3, help="passes over the rows, ours; 0: LM as it is")
     p.add_argument("--lr", type=float, default=5e-5, help="peak learning rate of AdamW (ours)")
     p.add_argument("--batch", type=positive, default=32, help="texts a step (ours)")
     args = p.parse_args(argv)
@@ -51,17 +49,6 @@ def get_args(argv=None):
         raise UserError("--lang goes with --train-on native or translated and they with it, for example: "
                         "python step1_embed.py --train-on native --lang ko")
     return args
-
-
-def load_rows(args):
-    """(texts, y) of train, (texts, y) of dev, labels: the sorted set of the English training labels."""
-    _, _, labels = load_task(args.data, args.task, "en", "train")
-    if args.train_on != "translated":
-        return *load_train_dev(args.data, args.task, args.lang or "en", labels), labels
-    _, texts, names = load_translated(args.data, args.task, args.lang, args.n)
-    path = Path(args.data, args.task, args.lang, "translated.tsv")
-    return *split_rows(texts, label_ids(path, names, labels)), labels
-
 
 class UsedRows(nn.Module):
     """Word embeddings cut to the rows that the data uses: XLM-R has 250,000, a task a few thousand.
@@ -86,14 +73,12 @@ class UsedRows(nn.Module):
         self.full[0].weight.data[self.used] = self.weight.detach().cpu()
         return self.full[0]
 
-
 def use_rows(encoder, rows):
     """Swap the LM's word embeddings for those that the tokenised `rows` (and padding) use."""
     full = encoder.lm.get_input_embeddings()
     ids = {encoder.tokenizer.pad_token_id}.union(*(row["input_ids"] for row in rows))
     ids |= {full.padding_idx} - {None}
     encoder.lm.set_input_embeddings(UsedRows(full, torch.tensor(sorted(ids))))
-
 
 def make_optimizer(model, lr, steps):
     """AdamW and its schedule: linear warm-up to `lr`, then linear decay to 0."""
@@ -109,7 +94,6 @@ def make_optimizer(model, lr, steps):
 
     return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
 
-
 def bucketed(lengths, batch, generator):
     """Row numbers in batches for one epoch: in random order, but rows of one batch of similar length."""
     order = torch.randperm(len(lengths), generator=generator).tolist()
@@ -117,7 +101,6 @@ def bucketed(lengths, batch, generator):
     pools = [sorted(pool, key=lengths.__getitem__) for pool in pools]
     cut = [pool[i:i + batch] for pool in pools for i in range(0, len(pool), batch)]
     return [cut[i] for i in torch.randperm(len(cut), generator=generator).tolist()]
-
 
 def train_epoch(model, rows, y, optimizer, schedule, scaler, generator, args, epoch):
     """One pass of cross-entropy over the tokenised rows; returns the mean loss, UserError if not finite."""
@@ -148,7 +131,6 @@ def train_epoch(model, rows, y, optimizer, schedule, scaler, generator, args, ep
             bar.set_postfix(loss=f"{mean:.3f}")
     return mean
 
-
 def tune(model, train, dev, args):
     """Fine-tune (encoder, classifier) and leave the epoch of best dev accuracy in it; one record an epoch."""
     encoder, classifier = model
@@ -175,18 +157,20 @@ def tune(model, train, dev, args):
     encoder.lm.set_input_embeddings(encoder.lm.get_input_embeddings().restore())
     return history
 
-
 def main(argv=None):
     args = get_args(argv)
     args.device, args.dtype, machine = pick_device(args)
-    train, dev, labels = load_rows(args)
+    _, _, labels = load_task(args.data, args.task, "en", "train")
+    train, dev = load_train_dev(args.data, args.task, args.lang or "en", labels,
+                                args.train_on == "translated", args.n)
     torch.manual_seed(args.seed)
     encoder = load_pretrained(args.model, args.pool, args.max_len)
     model = nn.ModuleList([encoder, nn.Linear(encoder.dim, len(labels))])
     size = sum(p.numel() for p in encoder.parameters())
-    banner("step 1", machine, f"{args.model}: {size / 1e6:.1f}M parameters, {encoder.pool} of at most "
-           f"{encoder.max_len} tokens", f"{args.task}: {len(train[0])} {args.train_on} rows, {len(dev[0])} dev, "
-           f"labels {' '.join(labels)}", f"{args.epochs} epochs of {-(-len(train[0]) // args.batch)} steps")
+    print(f"step 1 | {machine} | {args.model}: {size / 1e6:.1f}M parameters, {encoder.pool} over at most "
+          f"{encoder.max_len} tokens | {args.task}: {len(train[0])} {args.train_on} rows, {len(dev[0])} dev, "
+          f"labels {' '.join(labels)} | {args.epochs} epochs of {-(-len(train[0]) // args.batch)} steps",
+          flush=True)
 
     start = time.perf_counter()
     history = tune(model, train, dev, args) if args.epochs else []
@@ -198,7 +182,6 @@ def main(argv=None):
     told = "the pretrained LM as it is" if best is None else f"best dev accuracy {best:.2%}"
     majority = dev[1].bincount().max().item() / len(dev[1])
     print(f"{told}, majority class {majority:.2%} -> {path} in {time.perf_counter() - start:.0f} s")
-
 
 if __name__ == "__main__":
     run(main)

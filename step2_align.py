@@ -18,19 +18,19 @@ import torch.nn as nn
 import torch.nn.functional as F
 from tqdm import tqdm
 
-from common import (HELD_OUT, Aligner, Cache, UserError, banner, file_name, fixed_order, load_encoder,
-                    load_train_dev, load_translated, make_parser, pick_device, positive, run, save, share)
+from common import (HELD_OUT, Aligner, Cache, UserError, file_name, fixed_order, load_encoder, load_task,
+                    load_translated, make_parser, pick_device, positive, run, save, share)
 
-RIDGES = (1e-4, 1e-3, 1e-2, 3e-2, 0.1, 0.3, 1.0)   # in shares of the mean input variance; best on held-out pairs
+RIDGES = (1e-4, 1e-3, 1e-2, 0.03, 0.1, 0.3, 1.0)  # shares of the mean input variance; best on held-out
 DEPTH = {"fc": 2, "ae": 3}                         # ae's is the paper's, fc's is ours: readings differ
 DROPOUT = {"fc": 0.1, "ae": 0.0}                   # ours
+BATCH = 128            # pairs a step, ours
 WEIGHT_DECAY = 0.01    # of AdamW, ours
 PATIENCE = 5           # epochs without a better held-out MSE before training stops
 POOL = 2_000           # held-out pairs, and rows for the domain gap, at most; P@1 falls as the pool grows
 WARN_R2 = 0.05         # below: A explains next to nothing of the targets' variance
 WARN_COLLAPSE = 0.1    # below: A's outputs vary by a small share of the targets' variance
 WARN_GAP = 0.2         # above: the pairs' English lies this far from the task's, in spreads of the task's
-
 
 def get_args(argv=None):
     p = make_parser(__doc__)
@@ -39,16 +39,16 @@ def get_args(argv=None):
     p.add_argument("--arch", choices=("fc", "ae", "linear", "procrustes", "shift"), default="fc",
                    help="fc, ae: the paper's two; the others are closed-form baselines, solved at once")
     p.add_argument("--depth", type=positive, help=f"layers of fc, or of ae down and as many up; else {DEPTH}")
-    p.add_argument("--hidden", type=positive, help="inner width of fc, else D; bottleneck of ae, else D/2 (ours)")
+    p.add_argument("--hidden", type=positive, help="inner width of fc, else D; bottleneck of ae, else D/2")
     p.add_argument("--dropout", type=share, help=f"between layers, else {DROPOUT}; too much hurts fc (paper)")
-    p.add_argument("--reverse", action="store_true", help="Rev-LangAlign: A maps target to English, at inference")
-    p.add_argument("--noise", type=share, help="share of the training translations shuffled among themselves: "
+    p.add_argument("--reverse", action="store_true", help="Rev-LangAlign: A maps target to English")
+    p.add_argument("--plain", action="store_true", help="fc, ae as in the paper: A(x) = f(x); without "
+                   "this flag A(x) = x + f(x) (ours), which keeps more of a text: higher P@1")
+    p.add_argument("--noise", type=share, help="share of the training pairs' translations to shuffle: "
                    "what bad translation does; held-out pairs stay clean")
-    p.add_argument("--epochs", type=positive, default=30, help="at most; the best by held-out MSE is kept (ours)")
+    p.add_argument("--epochs", type=positive, default=30, help="at most (ours); the best on held-out is kept")
     p.add_argument("--lr", type=float, default=1e-3, help="peak learning rate of AdamW, cosine decay (ours)")
-    p.add_argument("--batch", type=positive, default=256, help="pairs a step (ours)")
     return p.parse_args(argv)
-
 
 def shuffle_share(y, noise, seed):
     """y (N, D) with a share `noise` of its rows moved among themselves, each away from its place."""
@@ -57,12 +57,10 @@ def shuffle_share(y, noise, seed):
     y[order] = y[np.roll(order, 1)]
     return y
 
-
 def covariance(x, y, block=65_536):
     """Centred x^T y / N in fp64, summed in blocks so that no fp64 copy of all rows is made: (D, D)."""
     products = sum(a.double().T @ b.double() for a, b in zip(x.split(block), y.split(block)))
     return products / len(x) - torch.outer(x.mean(0).double(), y.mean(0).double())
-
 
 def closed_form(aligner, x, y, held_x, held_y):
     """Fill A's one Linear layer by least squares over the pairs x, y (N, D), the means subtracted.
@@ -90,18 +88,16 @@ def closed_form(aligner, x, y, held_x, held_y):
             best, kept = error, aligner.f.weight.data
     aligner.f.weight.data = kept
 
-
 def eq1(aligner, x, y):
     """Eq. 1: the mean squared error between A(e(d_en)) and e(T(d_en)), x and y (B, D)."""
     return F.mse_loss(aligner(x), y)
 
-
 def train(aligner, x, y, held_x, held_y, args, device):
-    """Minimise Eq. 1 over the pairs x, y (N, D); keeps the epoch of best held-out MSE. One record an epoch."""
+    """Minimise Eq. 1 over the pairs x, y (N, D), keep the epoch of best held-out MSE; one record an epoch."""
     aligner.mean_x, aligner.scale_x = x.mean(0), x.std(0).clamp_min(1e-6)          # (D,): per dimension
     aligner.mean_y, aligner.scale_y = y.mean(0), y.var(0).mean().sqrt()            # one scale: Eq. 1 stays
     aligner.to(device)
-    x, y, steps = x.to(device), y.to(device), -(-len(x) // args.batch)
+    x, y, steps = x.to(device), y.to(device), -(-len(x) // BATCH)
     optimizer = torch.optim.AdamW(aligner.parameters(), lr=args.lr, weight_decay=WEIGHT_DECAY, fused=True)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps * args.epochs)
     generator, history, best = torch.Generator().manual_seed(args.seed), [], (np.inf, 0)
@@ -109,7 +105,7 @@ def train(aligner, x, y, held_x, held_y, args, device):
     for epoch in bar:
         aligner.train()
         total = torch.zeros((), device=device)
-        for index in torch.randperm(len(x), generator=generator).to(device).split(args.batch):
+        for index in torch.randperm(len(x), generator=generator).to(device).split(BATCH):
             loss = eq1(aligner, x[index], y[index])
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
@@ -129,26 +125,22 @@ def train(aligner, x, y, held_x, held_y, args, device):
     aligner.cpu()
     return history
 
-
 def precision_at_1(a, b):
-    """Share of rows of a (N, D) whose nearest row of b (N, D) by cosine is their own; a tie with it counts."""
+    """Share of rows of a (N, D) whose nearest row of b (N, D) by cosine is their own; a tie counts."""
     similarity = F.normalize(a, dim=1) @ F.normalize(b, dim=1).T                   # (N, N)
     return (similarity.diagonal() >= similarity.max(1).values - 1e-6).float().mean().item()
 
-
 def measure(predicted, y, mean):
-    """MSE, cosine, R^2 and P@1 both ways of predicted (N, D) for y (N, D); mean (D,) of the training targets."""
+    """MSE, cosine, R^2, P@1 both ways of predicted (N, D) for y (N, D); mean (D,) of the training targets."""
     mse = F.mse_loss(predicted, y).item()
     return {"mse": mse, "cosine": F.cosine_similarity(predicted, y).mean().item(),
             "r2": 1 - mse / F.mse_loss(mean.expand_as(y), y).item(),
             "p1": precision_at_1(predicted, y), "p1_back": precision_at_1(y, predicted)}
 
-
 def domain_gap(pairs, task):
-    """Distance between the means of the pairs' and the task's English (N, D), (M, D), in spreads of the task's:
-    about 0 when the pairs are task text."""
+    """Distance between the means of the pairs' and the task's English (N, D), (M, D), in spreads of the
+    task's: about 0 when the pairs are task text."""
     return ((pairs.mean(0) - task.mean(0)).norm() / task.var(0).sum().sqrt()).item()
-
 
 def report(predicted, x, y, mean, gap):
     """Print the held-out table of A's output (N, D) and its warnings; returns the numbers."""
@@ -159,17 +151,16 @@ def report(predicted, x, y, mean, gap):
         print(f"  {name:18s} {r['mse']:9.3g} {r['cosine']:8.3f} {r['r2']:8.3f}" +
               ("" if name == "mean" else f" {r['p1']:8.1%}   {r['p1_back']:8.1%}"))
     spread = (predicted.var(0).sum() / y.var(0).sum()).item()
-    print(f"  A's outputs have {spread:.2f} of the targets' variance; domain gap of pairs to task text {gap:.2f}")
-    a, same = rows["A"], rows["identity"]
+    print(f"  A's outputs have {spread:.2f} of the targets' variance; domain gap of pairs to task {gap:.2f}")
+    r2, cosine, same = rows["A"]["r2"], rows["A"]["cosine"], rows["identity"]["cosine"]
     for fired, what in (
-            (spread < WARN_COLLAPSE, f"A collapsed: its outputs have {spread:.3f} of the targets' variance"),
-            (a["r2"] < WARN_R2, f"A is no better than the mean, R^2 {a['r2']:.3f}: do the columns belong together?"),
-            (a["cosine"] <= same["cosine"], f"A is no better than identity: {a['cosine']:.3f}, {same['cosine']:.3f}"),
-            (gap > WARN_GAP, f"the pairs are far from the task's text, domain gap {gap:.2f}: expect less gain")):
+            (spread < WARN_COLLAPSE, f"A collapsed, its outputs have {spread:.3f} of the targets' variance"),
+            (r2 < WARN_R2, f"A is no better than the mean, R^2 {r2:.3f}: do the columns belong together?"),
+            (cosine <= same, f"A is no better than identity, cosine {cosine:.3f} to {same:.3f}"),
+            (gap > WARN_GAP, f"the pairs are far from the task's text, domain gap {gap:.2f}: less gain")):
         if fired:
             print(f"warning: {what}")
     return {**rows, "output_variance": spread, "domain_gap": gap, "held_out": len(y)}
-
 
 def main(argv=None):
     args = get_args(argv)
@@ -179,23 +170,25 @@ def main(argv=None):
     n, held = len(english), min(POOL, int(HELD_OUT * len(english)))
     if held < 2:
         raise UserError(f"{n} pairs are too few to train on and hold out: 20 at least, 5000 in the paper")
-    (task_texts, _), _ = load_train_dev(info["data"], info["task"], "en", info["labels"])
+    task_texts, _, _ = load_task(info["data"], info["task"], "en", "train", info["labels"])
     task_texts = [task_texts[i] for i in fixed_order(len(task_texts))[:POOL]]
 
     torch.manual_seed(args.seed)
     closed = args.arch not in DEPTH
     aligner = Aligner(args.arch, encoder.dim, args.depth or DEPTH.get(args.arch), args.hidden,
-                      DROPOUT.get(args.arch, 0.0) if args.dropout is None else args.dropout)
+                      DROPOUT.get(args.arch, 0.0) if args.dropout is None else args.dropout,
+                      residual=not (closed or args.plain))
     size = sum(p.numel() for p in aligner.parameters())
-    banner("step 2", machine, f"A: {args.arch}{' reversed' if args.reverse else ''}, {size:,} parameters, LM frozen",
-           f"en-{args.lang}: {n - held} pairs + {held} held out" + ("" if args.n else " (no --n: what there is)"),
-           "closed form" if closed else f"at most {args.epochs} epochs of {-(-(n - held) // args.batch)} steps")
+    work = "closed form" if closed else f"at most {args.epochs} epochs of {-(-(n - held) // BATCH)} steps"
+    print(f"step 2 | {machine} | A: {args.arch}{' reversed' * args.reverse}, {size:,} parameters, LM frozen "
+          f"| en-{args.lang}: {n - held} pairs + {held} held out | {work}", flush=True)
     if info["pair"] and len(english[0]) == 1:
         print("warning: single texts for a pair task: general text, look at the domain gap")
 
     start = time.perf_counter()
     cache = Cache(encoder.to(device), args.out, device, dtype)
-    x, y = cache(english, "encode en"), cache(target, f"encode {args.lang}")       # e(d_en), e(T(d_en)): (n, D)
+    x = cache(english, "encode en")                                                # e(d_en): (n, D)
+    y = cache(target, f"encode {args.lang}")                                       # e(T(d_en)): (n, D)
     gap = domain_gap(x, cache(task_texts, "encode task"))
     encoded = time.perf_counter() - start
     (x, held_x), (y, held_y) = (t.split([n - held, held]) for t in ((y, x) if args.reverse else (x, y)))
@@ -206,13 +199,12 @@ def main(argv=None):
 
     numbers = report(aligner.map(held_x), held_x, held_y, y.mean(0), gap)
     path = Path(args.out, file_name("align", args.lang, args.arch, f"n{n}", "rev" if args.reverse else "",
-                                    depth=args.depth, hidden=args.hidden, dropout=args.dropout,
-                                    noise=args.noise or None, seed=args.seed or None))
+                                    "plain" if args.plain else "", depth=args.depth, hidden=args.hidden,
+                                    dropout=args.dropout, noise=args.noise or None, seed=args.seed or None))
     save(path, "align", lm=encoder.fingerprint, lang=args.lang, arch=args.arch, n=n, reverse=args.reverse,
          aligner=aligner.config, state=aligner.state_dict(), report=numbers, history=history or [],
          config={key: str(value) for key, value in vars(args).items()}, seed=args.seed, seconds=seconds)
     print(f"{cache.encoded} texts encoded in {encoded:.1f} s, A made in {seconds - encoded:.1f} s -> {path}")
-
 
 if __name__ == "__main__":
     run(main)

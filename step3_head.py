@@ -18,13 +18,17 @@ import torch.nn as nn
 import torch.nn.functional as F
 from tqdm import tqdm
 
-from common import (Cache, UserError, banner, file_name, label_ids, load, load_aligner, load_encoder,
-                    load_train_dev, load_translated, make_parser, pick_device, positive, run, save, split_rows)
+from common import (Cache, UserError, file_name, load, load_aligner, load_encoder, load_train_dev,
+                    make_parser, pick_device, positive, run, save)
 
+EPOCHS, STEPS = 20, 2_000   # both at least, so that few rows get enough steps; the best epoch on dev is kept
+BATCH = 64             # rows a step: ours
+LR = 1e-3              # peak learning rate of AdamW, linear decay: ours
+INIT = 0.02            # standard deviation of the first weights, as in Hugging Face heads: directions that
+                       # English leaves undecided keep them, and the target language falls on some of those
 METHODS = {"langalign": "English through A", "english": "English, the floor",
            "native": "target-language rows, the ceiling", "translated": "the translations and their labels",
            "rev": "English, with A in front at inference"}
-
 
 def get_args(argv=None):
     p = make_parser(__doc__)
@@ -38,15 +42,11 @@ def get_args(argv=None):
     p.add_argument("--lm", choices=("english", "native", "translated"), default="english",
                    help="what the LM was tuned on, step 1's --train-on; others than english for baselines")
     p.add_argument("--seeds", type=positive, default=5, help="heads, each with its own start and batch order")
-    p.add_argument("--epochs", type=positive, default=20, help="each seed keeps its best by dev accuracy (ours)")
-    p.add_argument("--lr", type=float, default=1e-3, help="peak learning rate of AdamW, linear decay (ours)")
-    p.add_argument("--decay", type=float, default=0.01, help="weight decay of AdamW (ours)")
-    p.add_argument("--batch", type=positive, default=64, help="rows a step (ours)")
+    p.add_argument("--decay", type=float, default=1.0, help="weight decay of AdamW (ours)")
     args = p.parse_args(argv)
     if not args.lang and (args.method != "english" or args.lm != "english"):
         raise UserError(f"--lang is missing: python step3_head.py --lang ko --method {args.method}")
     return args
-
 
 def find_aligner(args, reverse, fingerprint):
     """(path, artifact) of the run folder's newest aligner for --lang, --n, --arch and the direction."""
@@ -60,7 +60,6 @@ def find_aligner(args, reverse, fingerprint):
             return path, art
     raise UserError(f"{args.out}: no aligner {pattern}{' of --reverse' * reverse}; make it with: {make}")
 
-
 class Heads(nn.Module):
     """S independent linear heads as one tensor: (M, D) or (S, B, D) embeddings -> (S, M or B, C) logits.
 
@@ -70,7 +69,7 @@ class Heads(nn.Module):
     def __init__(self, seeds, dim, classes):
         super().__init__()
         start = [torch.randn(dim, classes, generator=torch.Generator().manual_seed(s)) for s in seeds]
-        self.weight = nn.Parameter(torch.stack(start) / dim ** 0.5)                # (S, D, C)
+        self.weight = nn.Parameter(INIT * torch.stack(start))                      # (S, D, C)
         self.bias = nn.Parameter(torch.zeros(len(seeds), 1, classes))              # (S, 1, C)
         self.register_buffer("mean", torch.zeros(dim))
         self.register_buffer("scale", torch.ones(dim))
@@ -78,26 +77,25 @@ class Heads(nn.Module):
     def forward(self, x):
         return (x - self.mean) / self.scale @ self.weight + self.bias
 
-
-def train_heads(x, y, dev_x, dev_y, classes, args, device):
+def train_heads(x, y, dev_x, dev_y, classes, seeds, decay, device):
     """Cross-entropy on embeddings x (N, D), y (N,). Each seed keeps its epoch of best dev accuracy.
 
     Returns (Heads, dev accuracies (S,)).
     """
-    seeds = [1000 * args.seed + s for s in range(args.seeds)]
     heads = Heads(seeds, x.shape[1], classes)
     heads.mean, heads.scale = x.mean(0), x.std(0).clamp_min(1e-6)
     heads.to(device)
     x, y, dev_x, dev_y = (t.to(device) for t in (x, y, dev_x, dev_y))
-    optimizer = torch.optim.AdamW(heads.parameters(), lr=args.lr, weight_decay=args.decay, fused=True)
-    steps = args.epochs * -(-len(x) // args.batch)
-    schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, steps)
+    optimizer = torch.optim.AdamW(heads.parameters(), lr=LR, weight_decay=decay, fused=True)
+    batches = -(-len(x) // BATCH)
+    epochs = max(EPOCHS, STEPS // batches)
+    schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, epochs * batches)
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
     best = torch.full((len(seeds),), -1.0, device=device)
     kept = {name: p.detach().clone() for name, p in heads.named_parameters()}
-    for epoch in tqdm(range(args.epochs), desc="heads", unit="epoch", delay=2, leave=False):
+    for epoch in tqdm(range(epochs), desc="heads", unit="epoch", delay=2, leave=False):
         order = torch.stack([torch.randperm(len(x), generator=g) for g in generators]).to(device)    # (S, N)
-        for index in order.split(args.batch, dim=1):                               # (S, B)
+        for index in order.split(BATCH, dim=1):                               # (S, B)
             logits = heads(x[index])                                               # (S, B, C)
             loss = F.cross_entropy(logits.flatten(0, 1), y[index].flatten())
             optimizer.zero_grad(set_to_none=True)
@@ -105,7 +103,7 @@ def train_heads(x, y, dev_x, dev_y, classes, args, device):
             optimizer.step()
             schedule.step()
         if not torch.isfinite(loss):
-            raise UserError(f"loss is {loss.item()} in epoch {epoch + 1} of the heads; lower --lr {args.lr:g}")
+            raise UserError(f"loss is {loss.item()} in epoch {epoch + 1} of the heads: check the embeddings")
         with torch.no_grad():
             accuracy = (heads(dev_x).argmax(2) == dev_y).float().mean(1)           # (S,)
             better = accuracy > best
@@ -115,20 +113,6 @@ def train_heads(x, y, dev_x, dev_y, classes, args, device):
     heads.load_state_dict({**heads.state_dict(), **kept})
     return heads.cpu(), best.cpu()
 
-
-def load_rows(method, info, args):
-    """(texts, y) of train and (texts, y) of dev that the head of a method learns from, before A."""
-    data, task, labels = info["data"], info["task"], info["labels"]
-    if method != "translated":
-        return load_train_dev(data, task, args.lang if method == "native" else "en", labels)
-    path = Path(data, task, args.lang, "translated.tsv")
-    _, texts, names = load_translated(data, task, args.lang, args.n)
-    if "" in names:
-        raise UserError(f"{path}: {names.count('')} of {len(names)} rows have no label to train on; "
-                        f"LangAlign needs none: python step3_head.py --lang {args.lang}")
-    return split_rows(texts, label_ids(path, names, labels))
-
-
 def make_head(method, args, cache, info, device):
     """Train the heads of one method, report them and write their artifact."""
     start = time.perf_counter()
@@ -136,17 +120,21 @@ def make_head(method, args, cache, info, device):
     source, art = None, {}
     if method in ("langalign", "rev"):
         source, art = find_aligner(args, method == "rev", fingerprint)
-    (texts, y), (dev_texts, dev_y) = load_rows(method, info, args)
+    (texts, y), (dev_texts, dev_y) = load_train_dev(
+        info["data"], info["task"], args.lang if method in ("native", "translated") else "en", info["labels"],
+        method == "translated", args.n)
     x, dev_x = cache(texts, "encode train"), cache(dev_texts, "encode dev")        # (N, D), (M, D)
     if method == "langalign":
         aligner = load_aligner(art)
         x, dev_x = aligner.map(x), aligner.map(dev_x)                              # A(e(d_en))
-    heads, dev = train_heads(x, y, dev_x, dev_y, len(info["labels"]), args, device)
+    seeds = [1000 * args.seed + s for s in range(args.seeds)]
+    heads, dev = train_heads(x, y, dev_x, dev_y, len(info["labels"]), seeds, args.decay, device)
 
     n = len(texts) + len(dev_texts) if method == "translated" else art.get("n")
     variant = source.stem.split("-", 2)[2] if source else f"n{n}" if n else None
     path = Path(args.out, file_name("head", method, args.lang if lang != "en" else None, variant,
-                                    lm=args.lm if args.lm != "english" else None))
+                                    lm=args.lm if args.lm != "english" else None,
+                                    decay=args.decay if args.decay != 1 else None, seed=args.seed or None))
     majority = dev_y.bincount().max().item() / len(dev_y)
     print(f"{method}{f' by {source}' if source else ''}: dev accuracy {dev.mean():.2%} +- "
           f"{dev.std(correction=0):.2%}, majority class {majority:.2%} -> {path}")
@@ -158,14 +146,13 @@ def make_head(method, args, cache, info, device):
          aligner=used.get("aligner"), state=used.get("state"), alignment=art.get("report"), seed=args.seed,
          config={key: str(value) for key, value in vars(args).items()}, seconds=time.perf_counter() - start)
 
-
 def main(argv=None):
     args = get_args(argv)
     device, dtype, machine = pick_device(args)
     own = args.lm != "english"
     encoder, info = load_encoder(args.out, file_name("embed", *((args.lm, args.lang) if own else ())))
-    banner("step 3", machine, f"{args.method}: {METHODS[args.method]}", f"{args.seeds} linear heads "
-           f"{encoder.dim} x {len(info['labels'])}, LM and aligner frozen", f"at most {args.epochs} epochs")
+    print(f"step 3 | {machine} | {args.method}: {METHODS[args.method]} | {args.seeds} linear heads of "
+          f"{encoder.dim} x {len(info['labels'])}, LM and aligner frozen", flush=True)
     cache = Cache(encoder.to(device), args.out, device, dtype)
     if args.method != "english" and not own:
         try:
@@ -174,7 +161,6 @@ def main(argv=None):
             make_head("english", args, cache, info, device)
     make_head(args.method, args, cache, info, device)
     print(f"next: python eval.py --out {args.out}" + (f" --lang {args.lang}" if args.lang else ""))
-
 
 if __name__ == "__main__":
     run(main)

@@ -1,0 +1,119 @@
+"""Fixtures: a tiny random encoder with tiny data (milliseconds), and one toy world with its chain (once a run)."""
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path[:0] = [str(ROOT), str(ROOT / "data")]
+
+import eval as evaluation  # noqa: E402
+import step1_embed  # noqa: E402
+import step2_align  # noqa: E402
+import step3_head  # noqa: E402
+import toy  # noqa: E402
+
+WORDS = "the a film food room was is not very good bad slow fast kind dark warm old new long short".split()
+TARGET = [f"x{word}" for word in WORDS]
+
+
+def write(path, header, rows):
+    """Write a tab-separated file with a header."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lines = ["\t".join(row) for row in [header, *rows]]
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def script(name, *args, cwd=ROOT, text=None):
+    """Run a script as a user does; returns the finished process."""
+    return subprocess.run([sys.executable, name, *map(str, args)], cwd=cwd, input=text, capture_output=True,
+                          text=True, timeout=300)
+
+
+def make_encoder(folder, words, seed=0):
+    """A random XLM-R of 16 dimensions over a word vocabulary, saved in fp16 as real files often are."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast, XLMRobertaConfig, XLMRobertaModel
+    vocabulary = {word: i for i, word in enumerate(["<s>", "<pad>", "</s>", "<unk>", "<mask>", *words])}
+    core = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    core.post_processor = processors.TemplateProcessing(
+        single="<s> $A </s>", pair="<s> $A </s> </s> $B </s>", special_tokens=[("<s>", 0), ("</s>", 2)])
+    PreTrainedTokenizerFast(tokenizer_object=core, bos_token="<s>", pad_token="<pad>", eos_token="</s>",
+                            unk_token="<unk>", mask_token="<mask>", model_max_length=48,
+                            model_input_names=["input_ids", "attention_mask"]).save_pretrained(folder)
+    torch.manual_seed(seed)
+    XLMRobertaModel(XLMRobertaConfig(
+        vocab_size=len(vocabulary), hidden_size=16, num_hidden_layers=2, num_attention_heads=2, bos_token_id=0,
+        pad_token_id=1, eos_token_id=2, intermediate_size=32, max_position_embeddings=50, type_vocab_size=1,
+        initializer_range=0.3), add_pooling_layer=False).half().save_pretrained(folder)
+    return folder
+
+
+def sentence(rng, words):
+    return " ".join(rng.choice(words) for _ in range(rng.randrange(3, 12)))
+
+
+def make_data(root, rng):
+    """Task `mood`: good and bad; task `pair`: three labels. Languages en and xx (each word with an x in front)."""
+    def mirror(text):
+        return " ".join("x" + word for word in text.split())
+
+    for task, labels, width in (("mood", ["bad", "good"], 1), ("pair", ["e", "c", "n"], 2)):
+        columns = ["text", "text_b"][:width]
+        for split, count in (("train", 90), ("dev", 30), ("test", 40)):
+            rows = [[rng.choice(labels), *(sentence(rng, WORDS) for _ in columns)] for _ in range(count)]
+            write(root / task / "en" / f"{split}.tsv", ["label", *columns], rows)
+            if split == "train":
+                write(root / task / "xx" / "translated.tsv",
+                      ["label", *columns, *(c.replace("text", "translation") for c in columns)],
+                      [[*row, *map(mirror, row[1:])] for row in rows])
+            rows = [[rng.choice(labels), *(sentence(rng, TARGET) for _ in columns)] for _ in range(count)]
+            write(root / task / "xx" / f"{split}.tsv", ["label", *columns], rows)
+    return root
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory):
+    """(encoder folder, data root) of the tiny random world."""
+    base = tmp_path_factory.mktemp("tiny")
+    return make_encoder(base / "encoder", WORDS + TARGET), make_data(base / "data", random.Random(0))
+
+
+def step1(tiny, out, *args):
+    """Step 1 on the tiny world in fp32 on the CPU; returns the run folder."""
+    step1_embed.main(["--model", str(tiny[0]), "--data", str(tiny[1]), "--task", "mood", "--epochs", "0",
+                      "--out", str(out), "--device", "cpu", "--amp", "off", *map(str, args)])
+    return out
+
+
+@pytest.fixture
+def folder(tiny, tmp_path):
+    """Run folder of the tiny world after step 1 (no tuning)."""
+    return step1(tiny, tmp_path / "run")
+
+
+@pytest.fixture(scope="session")
+def toy_world(tmp_path_factory):
+    """data/toy.py's world, smaller than its default."""
+    out = tmp_path_factory.mktemp("toy") / "toy"
+    toy.main(["--out", str(out), "--rows", "6000", "--steps", "1200"])
+    return out
+
+
+@pytest.fixture(scope="session")
+def chain(toy_world, tmp_path_factory):
+    """Run folder of the toy world, sentiment, Korean: all steps, each method; results.json written."""
+    out = tmp_path_factory.mktemp("chain") / "runs"
+    step1_embed.main(["--model", str(toy_world / "encoder"), "--data", str(toy_world), "--out", str(out)])
+    for arch in ("ae", "shift", "linear", "fc"):
+        step2_align.main(["--lang", "ko", "--arch", arch, "--out", str(out)])
+        step3_head.main(["--lang", "ko", "--arch", arch, "--out", str(out)])
+    step2_align.main(["--lang", "ko", "--reverse", "--out", str(out)])
+    for method in ("rev", "native", "translated"):
+        step3_head.main(["--lang", "ko", "--method", method, "--out", str(out)])
+    evaluation.main(["--out", str(out)])
+    return out

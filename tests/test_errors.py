@@ -1,0 +1,136 @@
+"""A user's mistake gets one line with what, where and the command that mends it; nothing is half-written."""
+import eval as evaluation
+import pytest
+import step1_embed
+import step2_align
+import step3_head
+from conftest import script, step1, write
+
+import common
+from common import UserError
+
+
+@pytest.fixture
+def ready(folder):
+    """Run folder after all steps, its bytes and names to compare with afterwards."""
+    step2_align.main(["--lang", "xx", "--arch", "shift", "--out", str(folder)])
+    step3_head.main(["--lang", "xx", "--out", str(folder)])
+    return folder
+
+
+def refuse(main, *args, match):
+    with pytest.raises(UserError, match=match) as caught:
+        main([str(a) for a in args])
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 400
+    return str(caught.value)
+
+
+def listing(folder):
+    return {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+@pytest.mark.parametrize("main, args, match", [
+    (step2_align.main, ["--lang", "zz"], "mood/zz/translated.tsv: No such file or directory; .* has: en xx"),
+    (step2_align.main, ["--lang", "en"], "translated.tsv"),
+    (step2_align.main, ["--lang", "xx", "--n", 91], "has 90 pairs; use --n 90"),
+    (step2_align.main, ["--lang", "xx", "--n", 0], "not a whole number above 0"),
+    (step2_align.main, ["--lang", "xx", "--n", 10], "too few"),
+    (step2_align.main, ["--lang", "xx", "--noise", "1.5"], "from 0 to below 1"),
+    (step2_align.main, ["--lang", "xx", "--arch", "cnn"], "invalid choice.*step2_align|invalid choice"),
+    (step2_align.main, [], "--lang"),
+    (step2_align.main, ["--lang", "xx", "--device", "cuda:77"], "--device cuda:77"),
+    (step2_align.main, ["--lang", "xx", "--device", "tpux"], "--device tpux"),
+    (step3_head.main, ["--lang", "zz"], "no aligner align-zz.*make it with: python step2_align.py .*--lang zz"),
+    (step3_head.main, ["--lang", "xx", "--n", 50], "no aligner .*--n 50"),
+    (step3_head.main, ["--lang", "xx", "--method", "rev"], "no aligner .*--reverse"),
+    (step3_head.main, ["--lang", "zz", "--method", "native"], "mood/zz/train.tsv: No such file"),
+    (step3_head.main, ["--lang", "xx", "--method", "magic"], "invalid choice"),
+    (step3_head.main, ["--method", "native"], "--lang is missing"),
+    (step3_head.main, ["--lang", "xx", "--lm", "native"], "embed-native-xx.pt: no such artifact"),
+    (evaluation.main, ["--lang", "zz"], "zz"),
+    (evaluation.main, ["--lang", "zz", "--predict", "-"], "no head for zz, only for: xx; make .*--lang zz"),
+    (evaluation.main, ["--predict", "nofile.txt"], "nofile.txt: No such file"),
+])
+def test_mistakes_in_a_finished_run_folder(ready, main, args, match):
+    before = listing(ready)
+    refuse(main, *args, "--out", ready, match=match)
+    assert listing(ready) == before
+
+
+@pytest.mark.parametrize("main, args, match", [
+    (step2_align.main, ["--lang", "xx"], "embed.pt: no such artifact; make it with: python step1_embed.py --out"),
+    (step3_head.main, ["--lang", "xx"], "embed.pt: no such artifact"),
+    (evaluation.main, [], "no head in this run folder; make one with: python step3_head.py"),
+    (step1_embed.main, ["--data", "nodata"], "nodata/sentiment/en/train.tsv: No such file .*data/toy.py"),
+    (step1_embed.main, ["--lang", "ko"], "--lang goes with"),
+    (step1_embed.main, ["--train-on", "native"], "--lang goes with"),
+])
+def test_mistakes_in_an_empty_folder(tmp_path, main, args, match):
+    refuse(main, *args, "--out", tmp_path / "run", match=match)
+    assert not (tmp_path / "run").exists()
+
+
+def test_step1_names_what_is_wrong_with_data_and_model(tiny, tmp_path):
+    model, data, out = tiny[0], tiny[1], ["--out", tmp_path / "run"]
+    base = ["--model", model, "--data", data, *out]
+    refuse(step1_embed.main, *base, "--task", "poetry", match="poetry/en/train.tsv: No such file .* has: mood pair")
+    refuse(step1_embed.main, "--model", tmp_path / "none", "--data", data, "--task", "mood", *out,
+           match="--model .*none: .*data/toy.py")
+    (tmp_path / "hollow").mkdir()
+    refuse(step1_embed.main, "--model", tmp_path / "hollow", "--data", data, "--task", "mood", *out, match="hollow")
+    rows = [["good", "a film"], ["bad", "the film"]]
+    for content, match in (([["good", "x"], ["good", "y"]], "labels are \\['good'\\]"),
+                           ([["", "x"], ["good", "y"]], "none of them empty")):
+        write(tmp_path / "d" / "t" / "en" / "train.tsv", ["label", "text"], content)
+        refuse(step1_embed.main, "--model", model, "--data", tmp_path / "d", "--task", "t", *out, match=match)
+    write(tmp_path / "d" / "t" / "en" / "train.tsv", ["label", "text"], rows * 9)
+    write(tmp_path / "d" / "t" / "en" / "dev.tsv", ["label", "text"], [rows[0], ["meh", "x"]])
+    refuse(step1_embed.main, "--model", model, "--data", tmp_path / "d", "--task", "t", *out,
+           match="dev.tsv:3: label 'meh'")
+    assert not (tmp_path / "run").exists()
+
+
+def test_artifacts_of_another_lm_language_or_width_are_refused(ready, tiny, tmp_path):
+    other = step1(tiny, tmp_path / "other", "--pool", "cls")
+    for name in ("align-xx-shift-n90.pt", "head-langalign-xx-shift-n90.pt"):
+        (other / name).write_bytes((ready / name).read_bytes())
+    refuse(step3_head.main, "--lang", "xx", "--out", other, match="another LM.*python step2_align.py")
+    refuse(evaluation.main, "--out", other, match="another LM.*python step3_head.py")
+    (ready / "align-yy-shift-n90.pt").write_bytes((ready / "align-xx-shift-n90.pt").read_bytes())
+    refuse(step3_head.main, "--lang", "yy", "--out", ready, match="no aligner")
+
+
+@pytest.mark.parametrize("name, main", [("embed.pt", step2_align.main), ("align-xx-shift-n90.pt", step3_head.main),
+                                        ("head-english.pt", evaluation.main)])
+def test_truncated_artifacts_are_refused(ready, name, main):
+    raw = (ready / name).read_bytes()
+    (ready / name).write_bytes(raw[:len(raw) // 2])
+    refuse(main, "--lang", "xx", "--out", ready, match=f"{name}: damaged.*make it again with: python step")
+
+
+def test_head_of_another_width_is_refused(ready):
+    head = common.load(ready / "head-english.pt", "head", "")
+    head["heads"]["weight"] = head["heads"]["weight"][:, :8]
+    common.save(ready / "head-english.pt", **head)
+    refuse(evaluation.main, "--out", ready, match="head-english.pt: of another width.*python step3_head.py")
+
+
+def test_aligner_of_another_form_is_refused(ready):
+    art = common.load(ready / "align-xx-shift-n90.pt", "align", "")
+    art["aligner"]["dim"] = 8
+    common.save(ready / "align-xx-shift-n90.pt", **art)
+    refuse(step3_head.main, "--lang", "xx", "--out", ready, match="wrong form")
+
+
+def test_exit_status_is_2_with_one_line_and_no_traceback(ready):
+    for args in (["step2_align.py", "--lang", "zz"], ["step3_head.py", "--lang", "xx", "--n", "nine"],
+                 ["eval.py", "--predict", "missing.txt"], ["step1_embed.py", "--data", "missing"]):
+        done = script(args[0], *args[1:], "--out", ready)
+        assert done.returncode == 2 and done.stderr.startswith("error: ")
+        assert len(done.stderr.splitlines()) == 1 and "Traceback" not in done.stderr and done.stdout == ""
+
+
+def test_help_of_each_script_is_a_page():
+    for name in ("step1_embed.py", "step2_align.py", "step3_head.py", "eval.py"):
+        page = script(name, "--help").stdout
+        assert all(word in page for word in ("Reads ", "Writes ", "Expect ", f"python {name}", "--out", "default:"))
