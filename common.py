@@ -332,21 +332,19 @@ def mlp(widths, dropout):
     return nn.Sequential(*layers[:-2])
 
 class Aligner(nn.Module):
-    """A(x) = f((x - mean_x) / scale_x) * scale_y + mean_y, an embedding to an embedding, (N, D) -> (N, D);
-    residual: plus x - mean_x, with f starting at zero, so that training starts from the shift of the means.
+    """A(x) = f((x - mean_x) / scale_x) * scale_y + mean_y, an embedding to an embedding, (N, D) -> (N, D).
 
     arch "fc": f is `depth` Linear layers of width `hidden` (None: D), ReLU and Dropout between.
     arch "ae": f is an encoder of `depth` layers down to a bottleneck of `hidden` (None: D // 2) and a decoder
                of as many back, widths in equal steps; the paper has 3 and 3.
     else:      f is one Linear layer, filled in by a closed form (shift, procrustes, linear).
+    skip (ours):  A(x) has a fixed W (x - mean_x) more, the closed form "linear", and f starts at zero.
     Means and scales are statistics of the training pairs, kept as buffers: (D,), scale_y one number.
     """
 
-    def __init__(self, arch, dim, depth=None, hidden=None, dropout=0.0, residual=False):
+    def __init__(self, arch, dim, depth=None, hidden=None, dropout=0.0, skip=False):
         super().__init__()
-        self.config = {"arch": arch, "dim": dim, "depth": depth, "hidden": hidden, "dropout": dropout,
-                       "residual": residual}
-        self.residual = residual
+        self.config = dict(arch=arch, dim=dim, depth=depth, hidden=hidden, dropout=dropout, skip=skip)
         if arch == "fc":
             self.f = mlp([dim, *[hidden or dim] * (depth - 1), dim], dropout)
         elif arch == "ae":
@@ -357,12 +355,13 @@ class Aligner(nn.Module):
         for name, value in (("mean_x", torch.zeros(dim)), ("scale_x", torch.ones(dim)),
                             ("mean_y", torch.zeros(dim)), ("scale_y", torch.ones(()))):
             self.register_buffer(name, value)
-        if residual:
+        self.skip = nn.Linear(dim, dim, bias=False).requires_grad_(False) if skip else None
+        if skip:
             nn.init.zeros_(self.f[-1].weight), nn.init.zeros_(self.f[-1].bias)
 
     def forward(self, x):
         y = self.f((x - self.mean_x) / self.scale_x) * self.scale_y + self.mean_y
-        return y + x - self.mean_x if self.residual else y
+        return y if self.skip is None else y + self.skip(x - self.mean_x)
 
     @torch.no_grad()
     def map(self, x, rows=65_536):

@@ -149,11 +149,13 @@ def test_aligner_shapes_and_depth(arch, depth, hidden, widths):
     assert kinds == (["Linear", "ReLU", "Dropout"] * len(linear))[:-2] if len(linear) > 1 else True
 
 
-def test_residual_starts_as_the_shift_of_the_means():
-    aligner = Aligner("fc", 4, 2, residual=True)
+@pytest.mark.parametrize("arch", ["fc", "ae"])
+def test_with_its_skip_an_aligner_starts_at_the_linear_map(arch):
+    aligner = Aligner(arch, 4, 2, skip=True)
     aligner.mean_x, aligner.mean_y = torch.ones(4), torch.full((4,), 3.0)
     x = torch.randn(3, 4)
-    assert torch.allclose(aligner(x), x + 2)
+    assert torch.allclose(aligner(x), (x - 1) @ aligner.skip.weight.T + 3, atol=1e-6)
+    assert not aligner.skip.weight.requires_grad
 
 
 def test_artifact_round_trip(tmp_path):

@@ -1,0 +1,106 @@
+"""The toy world and, on it, what the method claims to do."""
+import hashlib
+import json
+
+import pytest
+import torch
+from conftest import ROOT
+from transformers import AutoModel, AutoTokenizer
+
+import common
+
+TASKS, LANGS = ("sentiment", "nli"), ("en", "ko", "ja", "zh", "sw")
+
+
+def rows(world, task, lang, split):
+    optional = ("text_b", "translation", "translation_b")
+    return common.read_tsv(world / task / lang / f"{split}.tsv", ("label", "text"), optional)
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_translations_are_the_english_rows_and_distinct(toy_world, task):
+    width = 1 + (task == "nli")
+    _, english = rows(toy_world, task, "en", "train")
+    assert len(set(english)) == len(english) == 6000
+    for lang in LANGS[1:]:
+        names, translated = rows(toy_world, task, lang, "translated")
+        order = [names.index(n) for n in ["label", "text", "text_b"][:1 + width]]
+        assert [tuple(row[i] for i in order) for row in translated] == list(english)
+        assert len({row[1 + width:] for row in translated}) == 6000
+        assert all(len(rows(toy_world, task, lang, split)[1]) >= least for split, least in
+                   (("train", 1500), ("dev", 300), ("test", 600)))
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_no_test_sentence_is_seen_in_training(toy_world, task):
+    for lang in LANGS:
+        test = {text for row in rows(toy_world, task, lang, "test")[1] for text in row[1:]}
+        for split in ("train", "dev", "translated")[:3 - (lang == "en")]:
+            assert not test & {text for row in rows(toy_world, task, lang, split)[1] for text in row[1:]}, split
+
+
+def test_labels_are_balanced_and_known(toy_world):
+    for task, labels in (("sentiment", 2), ("nli", 3)):
+        for lang in LANGS:
+            names = [row[0] for row in rows(toy_world, task, lang, "test")[1]]
+            counts = {name: names.count(name) for name in set(names)}
+            assert len(counts) == labels and min(counts.values()) > 0.8 * len(names) / labels
+
+
+def test_the_encoder_loads_with_the_librarys_own_classes(toy_world):
+    tokenizer = AutoTokenizer.from_pretrained(toy_world / "encoder")
+    lm = AutoModel.from_pretrained(toy_world / "encoder")
+    ids = tokenizer("a", "b")["input_ids"]
+    assert lm.config.model_type == "xlm-roberta" and ids[0] == 0 and ids.count(2) == 3
+    assert lm(torch.tensor([ids])).last_hidden_state.shape == (1, len(ids), lm.config.hidden_size)
+
+
+def test_same_seed_same_text(tmp_path):
+    import toy
+    digests = []
+    for name, seed in (("a", "0"), ("b", "0"), ("c", "1")):
+        toy.main(["--out", str(tmp_path / name), "--rows", "300", "--steps", "2", "--seed", seed])
+        files = sorted((tmp_path / name).rglob("*.tsv"))
+        digests.append([hashlib.sha256(path.read_bytes()).hexdigest() for path in files])
+    assert len(digests[0]) > 20 and digests[0] == digests[1] != digests[2]
+
+
+def test_toy_refuses_to_replace_a_folder_that_is_not_its_own(tmp_path):
+    from conftest import script
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("years of work")
+    done = script(ROOT / "data" / "toy.py", "--out", tmp_path / "mine", "--rows", "300", "--steps", "2")
+    assert done.returncode == 2 and len(done.stderr.splitlines()) == 1 and "mine" in done.stderr
+    assert (tmp_path / "mine" / "thesis.txt").exists()
+
+
+def results(chain):
+    found = json.loads((chain / "results.json").read_text())
+    return {(row["method"], row["arch"]): row for row in found if row["lang"] == "ko"}
+
+
+def test_english_head_is_above_chance_and_below_native(chain):
+    table = results(chain)
+    english, native = table["english", None], table["native", None]
+    assert english["accuracy"] > 0.55
+    assert native["delta_low"] > 0, "a native head must be better by more than its interval"
+
+
+def test_langalign_beats_english_by_more_than_its_interval(chain):
+    for arch in ("fc", "ae", "linear"):
+        row = results(chain)["langalign", arch]
+        assert row["delta_low"] > 0, row
+
+
+def test_rev_langalign_beats_english(chain):
+    (row,) = [row for (method, _), row in results(chain).items() if method == "rev"]
+    assert row["delta_low"] > 0, row
+
+
+def test_alignment_beats_identity_on_held_out_pairs(chain):
+    for path in chain.glob("align-*.pt"):
+        report = common.load(path, "align", "")["report"]
+        a, identity, mean = report["A"], report["identity"], report["mean"]
+        assert a["cosine"] > identity["cosine"] and a["mse"] < min(identity["mse"], mean["mse"]), path
+        assert a["p1"] > 0.9 * identity["p1"] and mean["r2"] == pytest.approx(0, abs=1e-6)
+        assert a["r2"] > (0.1 if "shift" not in path.name else 0)
