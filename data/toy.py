@@ -3,14 +3,15 @@
     python data/toy.py                    # writes data/toy, offline
     python data/toy.py --rows 2000 --steps 50 --out /tmp/toy
 
-Every row starts as a meaning, a small dataclass of slots that also decides the label. Each language has its own
-realiser with its own grammar, and two voices: the plain one writes the *translation* of an English row, the native
-one writes what a speaker of that language would have written (other synonyms, other register, other topics). The
-encoder is an XLM-R of a few layers, pretrained by masked language modelling on this text (no test sentence in it),
-a part of it as translation pairs. No outside text is used.
+Every row starts as a meaning, a small dataclass of slots that also decides the label. Each language has a
+realiser with its own grammar, and two voices: the plain one writes the *translation* of an English row, the
+native one writes what a speaker of that language would have written (other synonyms, register, topics). The
+encoder is an XLM-R of two layers, pretrained on this text, no dev or test sentence in it, by masked language
+modelling and by telling translations from other sentences, so that its languages are aligned in part.
+No outside text is used.
 
 Reads    nothing.
-Writes   <out>/<task>/<lang>/{train,dev,test,translated}.tsv   tasks sentiment, nli; languages en, ko, ja, zh, sw
+Writes   <out>/<task>/<lang>/{train,dev,test,translated}.tsv   (tasks sentiment, nli; en, ko, ja, zh, sw)
          <out>/encoder/   loads with AutoModel and AutoTokenizer
 Expect   @@EXPECT@@
 It shows the mechanism of LangAlign and is no evidence about real languages. See data/README.md.
@@ -46,7 +47,7 @@ def table(columns, text):
 
     The first synonym is the one translations use, the others are native."""
     rows = {}
-    for line in text.strip().splitlines():
+    for line in text.strip().replace("\n    ", " ").splitlines():       # an indented line goes on
         cells = [cell.strip() for cell in line.split("|")]
         assert len(cells) == len(columns.split()) + 1, line
         rows[cells[0]] = {c: x.split("/") if c in LANGS else x for c, x in zip(columns.split(), cells[1:])}
@@ -56,12 +57,18 @@ def table(columns, text):
 # Lexicon of the reviews.
 # ko: stems that end in a past or stative syllable, so that every ending attaches unchanged.
 TOPICS = table("kind en ko ja zh sw", """
-restaurant | P | went to this restaurant | 이 레스토랑에 갔/이 식당에 갔/여기 식당에 다녀왔 | このレストランに行った/このお店に行った | 去了这家餐厅/去这家饭店吃了饭 | nilikwenda kwenye mkahawa huu/nilienda kwenye mgahawa huu
-hotel | P | spent a night at this hotel | 이 호텔에서 하룻밤을 보냈/이 호텔에서 하룻밤 묵었/이 숙소에서 하룻밤 잤 | このホテルに一晩滞在した/この宿に一泊した/このホテルに泊まった | 在这家酒店住了一晚/在这家宾馆住了一晚 | nililala usiku mmoja katika hoteli hii/nililala kwenye hoteli hii
-film | F | watched this film/saw this film | 이 영화를 보았/이 영화 봤 | この映画を鑑賞した/この映画を見た | 观看了这部电影/看了这部片子/看了这部电影 | nilitazama filamu hii/niliangalia sinema hii
+restaurant | P | went to this restaurant | 이 레스토랑에 갔/이 식당에 갔/여기 식당에 다녀왔 | このレストランに行った/このお店に行った |
+    去了这家餐厅/去这家饭店吃了饭 | nilikwenda kwenye mkahawa huu/nilienda kwenye mgahawa huu
+hotel | P | spent a night at this hotel | 이 호텔에서 하룻밤을 보냈/이 호텔에서 하룻밤 묵었/이 숙소에서 하룻밤 잤 |
+    このホテルに一晩滞在した/この宿に一泊した/このホテルに泊まった | 在这家酒店住了一晚/在这家宾馆住了一晚 |
+    nililala usiku mmoja katika hoteli hii/nililala kwenye hoteli hii
+film | F | watched this film/saw this film | 이 영화를 보았/이 영화 봤 | この映画を鑑賞した/この映画を見た | 观看了这部电影/看了这部片子/看了这部电影 |
+    nilitazama filamu hii/niliangalia sinema hii
 book | B | read this book | 이 책을 읽었/이 책 읽었 | この書籍を読んだ/この本を読んだ | 阅读了这本书/看了这本书 | nilisoma kitabu hiki
-phone | B | bought this phone | 이 휴대전화를 구입했/이 핸드폰 샀/이 폰 샀 | この携帯電話を購入した/このスマホを買った | 购买了这部手机/买了这款手机 | nilinunua simu hii
-app | B | tried this app | 이 애플리케이션을 사용해 보았/이 앱 써 봤 | このアプリケーションを使用した/このアプリを使った | 试用了这个应用程序/用了这个软件 | nilijaribu programu hii/nilitumia programu hii
+phone | B | bought this phone | 이 휴대전화를 구입했/이 핸드폰 샀/이 폰 샀 | この携帯電話を購入した/このスマホを買った | 购买了这部手机/买了这款手机 |
+    nilinunua simu hii
+app | B | tried this app | 이 애플리케이션을 사용해 보았/이 앱 써 봤 | このアプリケーションを使用した/このアプリを使った | 试用了这个应用程序/用了这个软件 |
+    nilijaribu programu hii/nilitumia programu hii
 """)
 TOPIC_WEIGHTS = {False: (10, 15, 30, 25, 12, 8), True: (30, 15, 10, 7, 16, 22)}     # translated, native
 
@@ -76,28 +83,36 @@ holidays | during the holidays | 휴가 동안/휴가 때 | 休暇中に/休み�
 last_year | last year | 작년에 | 昨年/去年 | 去年 | mwaka jana
 """)
 ADJUNCTS = table("kinds en ko ja zh sw", """
-family | PF | with my family | 가족과 함께/가족이랑 | 家族と一緒に/家族と | 和家人一起/跟家里人一起 | pamoja na familia yangu/na familia yangu
-friends | PF | with friends | 친구들과 함께/친구들이랑 | 友人たちと一緒に/友達と | 和朋友们一起/跟朋友一起 | pamoja na marafiki/na marafiki zangu
-sister | PFB | with my younger sister | 여동생과 함께/여동생이랑 | 妹と一緒に/妹と | 和妹妹一起/跟妹妹一起 | pamoja na dada yangu mdogo/na dada yangu mdogo
-colleague | PF | with a colleague | 동료와 함께/회사 동료랑 | 同僚と一緒に/会社の人と | 和一位同事一起/跟同事一起 | pamoja na mfanyakazi mwenzangu/na mwenzangu wa kazini
+family | PF | with my family | 가족과 함께/가족이랑 | 家族と一緒に/家族と | 和家人一起/跟家里人一起 |
+    pamoja na familia yangu/na familia yangu
+friends | PF | with friends | 친구들과 함께/친구들이랑 | 友人たちと一緒に/友達と | 和朋友们一起/跟朋友一起 |
+    pamoja na marafiki/na marafiki zangu
+sister | PFB | with my younger sister | 여동생과 함께/여동생이랑 | 妹と一緒に/妹と | 和妹妹一起/跟妹妹一起 |
+    pamoja na dada yangu mdogo/na dada yangu mdogo
+colleague | PF | with a colleague | 동료와 함께/회사 동료랑 | 同僚と一緒に/会社の人と | 和一位同事一起/跟同事一起 |
+    pamoja na mfanyakazi mwenzangu/na mwenzangu wa kazini
 alone | PF | alone/by myself | 혼자서/혼자 | 一人で | 独自/一个人 | peke yangu
-advice | PFB | on a friend's advice | 친구의 추천으로/친구 추천으로 | 友人の勧めで/友達に勧められて | 在朋友的推荐下/听朋友推荐 | kwa ushauri wa rafiki
+advice | PFB | on a friend's advice | 친구의 추천으로/친구 추천으로 | 友人の勧めで/友達に勧められて | 在朋友的推荐下/听朋友推荐 |
+    kwa ushauri wa rafiki
 first | PFB | for the first time | 처음으로/처음 | 初めて | 第一次/头一次 | kwa mara ya kwanza
-reviews | PFB | after reading good reviews | 좋은 평가를 읽고/좋은 후기 보고 | 良い評価を読んで/いい口コミを見て | 读了好评之后/看到好评以后 | baada ya kusoma maoni mazuri
+reviews | PFB | after reading good reviews | 좋은 평가를 읽고/좋은 후기 보고 | 良い評価を読んで/いい口コミを見て | 读了好评之后/看到好评以后 |
+    baada ya kusoma maoni mazuri
 """)
-# Aspects: an English plural carries *, a Swahili noun its class; concepts lists the adjectives that go with it.
+# Aspects: an English plural carries *, a Swahili noun its class; concepts lists the adjectives that fit it.
 ASPECTS = table("topics concepts en ko ja zh sw", """
 food | restaurant | tasty untasty cold | food | 음식 | 料理 | 菜 | chakula 7
 soup | restaurant | drinkable undrinkable cold | soup | 수프/국물 | スープ | 汤 | supu 9/mchuzi 3
 coffee | restaurant | drinkable undrinkable | coffee | 커피 | コーヒー | 咖啡 | kahawa 9
 staff | restaurant hotel | kind rude | *staff | 직원들/직원분들 | スタッフ/店員さん | 员工/服务员 | wafanyakazi 2/wahudumu 2
 service | restaurant hotel | fast slow | service | 서비스 | サービス | 服务 | huduma 9
-dining_room | restaurant | clean dirty quiet noisy spacious cramped | dining room | 실내/가게 안 | 店内 | 店内/店里 | ukumbi 11
+dining_room | restaurant | clean dirty quiet noisy spacious cramped | dining room | 실내/가게 안 | 店内 | 店内/店里 |
+    ukumbi 11
 price | restaurant hotel book phone app | cheap expensive | price | 가격 | 価格/値段 | 价格/价钱 | bei 9
 room | hotel | clean dirty quiet noisy spacious cramped bright dark | room | 객실/방 | 客室/部屋 | 客房/房间 | chumba 7
 bed | hotel | comfortable hard | bed | 침대 | ベッド | 床 | kitanda 7
 bathroom | hotel | clean dirty spacious cramped | bathroom | 욕실/화장실 | 浴室/お風呂 | 浴室/卫生间 | bafu 5
-breakfast | hotel | tasty untasty cold | breakfast | 아침 식사/조식 | 朝食/朝ごはん | 早餐/早饭 | kifungua kinywa 7/chakula cha asubuhi 7
+breakfast | hotel | tasty untasty cold | breakfast | 아침 식사/조식 | 朝食/朝ごはん | 早餐/早饭 |
+    kifungua kinywa 7/chakula cha asubuhi 7
 location | hotel | good bad | location | 위치 | 立地/場所 | 位置 | eneo 5
 view | hotel | beautiful bad | view | 전망/경치 | 眺め/景色 | 景色/风景 | mandhari 9
 story | film book | interesting boring | story/plot | 줄거리/이야기 | 物語/話 | 故事/剧情 | hadithi 9
@@ -117,10 +132,11 @@ delivery | phone | fast slow | delivery | 배송 | 配送 | 配送/送货 | usaf
 camera | phone | good bad | camera | 카메라 | カメラ | 相机/摄像头 | kamera 9
 menu | app | easy awkward | menu | 메뉴 | メニュー | 菜单 | menyu 9
 loading | app | fast slow | loading | 로딩 | 読み込み | 加载 | upakiaji 11
-support | app | kind rude | *support staff | 고객 지원 직원/고객센터 직원 | サポート担当者/サポートの人 | 客服人员/客服 | wahudumu wa wateja 2
+support | app | kind rude | *support staff | 고객 지원 직원/고객센터 직원 | サポート担当者/サポートの人 | 客服人员/客服 |
+    wahudumu wa wateja 2
 search | app | easy awkward fast slow | search function | 검색 기능/검색 | 検索機能/検索 | 搜索功能 | utafutaji 11
 """)
-# Concepts: ko 'present stem:past stem'; ja na-adjectives end in な; sw -x agrees, @x takes the -a of its class.
+# Concepts: ko 'present stem:past stem'; ja na-adjectives end in な; sw -x agrees, @x takes the class's -a.
 CONCEPTS = table("sign en ko ja zh sw", """
 tasty | + | delicious/tasty | 맛있:맛있었 | おいしい/うまい | 好吃/美味 | -tamu
 untasty | - | bad/awful | 맛없:맛없었 | まずい | 难吃 | -baya
@@ -161,16 +177,21 @@ easy | + | easy to use/handy | 편리하:편리했/편하:편했 | 便利な/使
 awkward | - | hard to use/awkward | 불편하:불편했 | 不便な/使いにくい | 难用 | -gumu kutumia
 """)
 VERDICTS = table("sign kinds en ko ja zh sw", """
-recommend | + | PFB | I would recommend it | 추천하고 싶 | おすすめしたい/ぜひおすすめしたい | 我愿意推荐给别人/值得推荐 | ningependekeza kwa wengine/napendekeza kwa kila mtu
-not_recommend | - | PFB | I would not recommend it | 추천하고 싶지 않/추천은 못 하겠 | おすすめしたくない/おすすめできない | 我不愿意推荐给别人/不推荐 | nisingependekeza kwa wengine/sipendekezi kwa mtu yeyote
+recommend | + | PFB | I would recommend it | 추천하고 싶 | おすすめしたい/ぜひおすすめしたい | 我愿意推荐给别人/值得推荐 |
+    ningependekeza kwa wengine/napendekeza kwa kila mtu
+not_recommend | - | PFB | I would not recommend it | 추천하고 싶지 않/추천은 못 하겠 | おすすめしたくない/おすすめできない | 我不愿意推荐给别人/不推荐 |
+    nisingependekeza kwa wengine/sipendekezi kwa mtu yeyote
 satisfied | + | PFB | I was satisfied | 만족했/만족스러웠 | 満足な/大満足な | 我感到满意/挺满意的 | niliridhika/nimeridhika
-disappointed | - | PFB | I was disappointed | 실망했/실망스러웠 | 残念な/期待外れな | 我感到失望/挺失望的 | nilikatishwa tamaa/nimevunjika moyo
-worth | + | PFB | my money was not wasted | 돈이 아깝지 않았 | お金は無駄ではなかった/お金がもったいなくなかった | 我的钱没有白花/钱没白花 | pesa zangu hazikupotea bure
+disappointed | - | PFB | I was disappointed | 실망했/실망스러웠 | 残念な/期待外れな | 我感到失望/挺失望的 |
+    nilikatishwa tamaa/nimevunjika moyo
+worth | + | PFB | my money was not wasted | 돈이 아깝지 않았 | お金は無駄ではなかった/お金がもったいなくなかった | 我的钱没有白花/钱没白花 |
+    pesa zangu hazikupotea bure
 waste | - | PFB | my money was wasted | 돈이 아까웠 | お金は無駄な/お金がもったいなかった | 我的钱白花了/钱白花了 | pesa zangu zilipotea bure
 no_regret | + | PFB | I do not regret it | 후회가 없/후회 없 | 後悔はない/後悔してない | 我不后悔/一点都不后悔 | sijutii
 regret | - | PFB | I regret it | 후회하고 있/후회스러웠 | 後悔している/後悔しかない | 我很后悔/真后悔 | ninajuta/najuta
 again | + | P | I would go again | 다시 가고 싶/또 가고 싶 | また行きたい | 我还想再去/下次还来 | ningependa kwenda tena/nitarudi tena
-never | - | P | I would not go again | 다시 가고 싶지 않/두 번은 못 가겠 | もう行きたくない/二度と行きたくない | 我不想再去了/下次不来了 | nisingependa kwenda tena/sitarudi tena
+never | - | P | I would not go again | 다시 가고 싶지 않/두 번은 못 가겠 | もう行きたくない/二度と行きたくない | 我不想再去了/下次不来了 |
+    nisingependa kwenda tena/sitarudi tena
 """)
 VERY = ["very", "really"]
 HONEST = {"en": ["honestly", "frankly"], "ko": ["솔직히 말해서", "솔직히"], "ja": ["正直に言うと", "正直"],
@@ -178,7 +199,7 @@ HONEST = {"en": ["honestly", "frankly"], "ko": ["솔직히 말해서", "솔직�
 
 
 class Voice:
-    """One speaker: the translator's voice always takes the first synonym, a native one keeps to its own choices."""
+    """One speaker: a translator always takes the first synonym, a native keeps to choices of their own."""
 
     def __init__(self, native=False, rng=None, casual=False):
         self.native, self.rng, self.habits = native, rng, {}
@@ -248,7 +269,7 @@ def ja_adjective(word, negative, form, v):
 
 
 def ja_sentence(plain, v):
-    """Close a sentence given in the plain form of a past verb, an i-adjective, or a na-adjective's stem + な."""
+    """Close a sentence that ends in a plain past verb, an i-adjective, or a na-adjective with its な."""
     if plain.endswith("な"):
         return plain[:-1] + ("でした" if v.polite else "だった") + "。"
     if not v.polite:
@@ -261,7 +282,8 @@ def ja_sentence(plain, v):
 
 # Swahili: the class of the noun decides the prefix of the adjective, of the copula and of -a.
 SW_SUBJECT = {1: "a", 2: "wa", 3: "u", 4: "i", 5: "li", 6: "ya", 7: "ki", 8: "vi", 9: "i", 10: "zi", 11: "u"}
-SW_OF = {1: "wa", 2: "wa", 3: "wa", 4: "ya", 5: "la", 6: "ya", 7: "cha", 8: "vya", 9: "ya", 10: "za", 11: "wa"}
+SW_OF = {1: "wa", 2: "wa", 3: "wa", 4: "ya", 5: "la", 6: "ya", 7: "cha", 8: "vya", 9: "ya", 10: "za",
+         11: "wa"}
 SW_ADJECTIVE = {1: "m", 2: "wa", 3: "m", 4: "mi", 5: "", 6: "ma", 7: "ki", 8: "vi", 11: "m"}
 SW_NASAL = {"zuri": "nzuri", "baya": "mbaya", "dogo": "ndogo", "refu": "ndefu"}      # classes 9 and 10
 
@@ -341,7 +363,8 @@ def sample_review(rng, label, native):
         verdict = rng.choice([k for k, row in VERDICTS.items()
                               if kind in row["kinds"] and (row["sign"] == "+") == positive])
     if rng.random() < 0.3 or not (verdict or link):
-        intro = rng.choice(list(TIMES)), rng.choice([k for k, row in ADJUNCTS.items() if kind in row["kinds"]])
+        adjuncts = [k for k, row in ADJUNCTS.items() if kind in row["kinds"]]
+        intro = rng.choice(list(TIMES)), rng.choice(adjuncts)
     because = bool(verdict) and link in ("", "but") and last.degree != "bit" and rng.random() < 0.5
     return Review(topic, intro, clauses, link, verdict, because, rng.random() < 0.15, rng.random() < 0.7)
 
@@ -376,7 +399,8 @@ def en_review(m, v):
 def ko_review(m, v):
     def clause(c, first):
         noun = v(ASPECTS[c.aspect]["ko"])
-        present, past = (CONCEPTS[c.concept]["ko"][0] if c.negative else v(CONCEPTS[c.concept]["ko"])).split(":")
+        words = CONCEPTS[c.concept]["ko"]
+        present, past = (words[0] if c.negative else v(words)).split(":")
         degree = {"": "", "bit": v.either("조금 ", "좀 ", "약간 "),
                   "very": "전혀 " if c.negative else v.either("매우 ", "정말 ", "진짜 ", "너무 ")}[c.degree]
         if c.negative:
@@ -410,7 +434,7 @@ def ja_review(m, v):
         word = CONCEPTS[c.concept]["ja"][0] if c.negative else v(CONCEPTS[c.concept]["ja"])
         degree = {"": "", "bit": v.either("少し", "ちょっと"),
                   "very": v.either("まったく", "全然") if c.negative else v.either("非常に", "とても", "すごく")}
-        form = "because" if m.because and not first else "and" if first and m.link == "and" else "but" if first else "end"
+        form = ("and" if m.link == "and" else "but") if first else "because" if m.because else "end"
         text = f"{noun}{'も' if v.native and m.link == 'and' and not first else 'は'}{degree[c.degree]}"
         text += ja_adjective(word, c.negative, form, v)
         if form == "but":
@@ -462,12 +486,14 @@ def sw_review(m, v):
     def clause(c):
         noun, number = v(ASPECTS[c.aspect]["sw"]).rsplit(" ", 1)
         number, adjective = int(number), v(CONCEPTS[c.concept]["sw"])
-        degree = {"": "", "bit": " kidogo", "very": v.either(" hata kidogo", " kabisa") if c.negative else " sana"}
+        degree = {"": "", "bit": " kidogo",
+                  "very": v.either(" hata kidogo", " kabisa") if c.negative else " sana"}
         strong = m.because and c is m.clauses[-1] and not c.negative
         return (f"{noun} {sw_copula(number, c.negative)} {sw_agree(adjective, number)}"
                 f"{' sana' if strong else degree[c.degree]}")
     text = [clause(c) for c in m.clauses]
-    core = {"": "{0}", "and": "{0} " + v.either("na", "na pia") + " {1}", "but": "{0}, " + v.either("lakini", "ila") + " {1}",
+    core = {"": "{0}", "and": "{0} " + v.either("na", "na pia") + " {1}",
+            "but": "{0}, " + v.either("lakini", "ila") + " {1}",
             "although": v.either("ingawa", "japokuwa") + " {0}, {1}"}[m.link].format(*text)
     verdict = v(VERDICTS[m.verdict]["sw"]) if m.verdict else ""
     if m.because:
@@ -515,7 +541,7 @@ hat | hat,hats | 모자_를 쓴 | 帽子_をかぶった | 戴,帽子 | kofia,ko
 coat | coat,coats | 코트_를 입은 | コート_を着た | 穿,外套 | koti,makoti,0,1
 """)
 # Actions: under names the general one; kind says what excludes what; places are keys of PLACES.
-# ko: _ stands before an object particle that native speech drops. sw: verb of the affirmative,negative,object.
+# ko: _ stands before an object particle that native speech drops. sw: affirmative verb,negative verb,object.
 ACTIONS = table("under kind places en ko ja zh sw", """
 apples | fruit | F | kcfvogpbdw | eating apples | 사과_를 먹 | りんごを食べて | 吃苹果 | kula,li,matufaha
 bananas | fruit | F | kcfvogpbdw | eating bananas | 바나나_를 먹 | バナナを食べて | 吃香蕉 | kula,li,ndizi
@@ -525,13 +551,19 @@ coffee | hot | F | kfvogpbh | drinking coffee | 커피_를 마시 | コーヒー
 tea | hot | F | kfvogpbh | drinking tea | 차_를 마시 | お茶を飲んで | 喝茶 | nywa,nywi,chai
 cocoa | hot | F | kfvogpbh | drinking cocoa | 코코아_를 마시 | ココアを飲んで | 喝可可 | nywa,nywi,kakao
 hot | | F | kfvogpbh | having a hot drink | 따뜻한 음료_를 마시 | 温かい飲み物を飲んで | 喝热饮 | nywa,nywi,kinywaji cha moto
-guitar | instrument | A | cfvgpbsw | playing the guitar | 기타_를 연주하/기타_를 치 | ギターを演奏して/ギターを弾いて | 弹吉他 | piga,pigi,gitaa
-violin | instrument | A | cfvgpbsw | playing the violin | 바이올린_을 연주하/바이올린_을 켜 | バイオリンを演奏して/バイオリンを弾いて | 拉小提琴 | piga,pigi,fidla
-drums | instrument | A | cfvgpbsw | playing the drums | 드럼_을 연주하/드럼_을 치 | ドラムを演奏して/ドラムを叩いて | 打鼓/敲鼓 | piga,pigi,ngoma
+guitar | instrument | A | cfvgpbsw | playing the guitar | 기타_를 연주하/기타_를 치 | ギターを演奏して/ギターを弾いて | 弹吉他 |
+    piga,pigi,gitaa
+violin | instrument | A | cfvgpbsw | playing the violin | 바이올린_을 연주하/바이올린_을 켜 | バイオリンを演奏して/バイオリンを弾いて | 拉小提琴 |
+    piga,pigi,fidla
+drums | instrument | A | cfvgpbsw | playing the drums | 드럼_을 연주하/드럼_을 치 | ドラムを演奏して/ドラムを叩いて | 打鼓/敲鼓 |
+    piga,pigi,ngoma
 instrument | | A | cfvgpbsw | playing an instrument | 악기_를 연주하 | 楽器を演奏して | 演奏乐器 | piga,pigi,ala ya muziki
-football | ball | M | pbds | playing football | 축구_를 하 | サッカーをして | 踢足球 | cheza,chezi,mpira wa miguu/cheza,chezi,soka
-basketball | ball | M | pbds | playing basketball | 농구_를 하 | バスケットボールをして/バスケをして | 打篮球 | cheza,chezi,mpira wa kikapu
-volleyball | ball | M | pbds | playing volleyball | 배구_를 하 | バレーボールをして/バレーをして | 打排球 | cheza,chezi,mpira wa wavu
+football | ball | M | pbds | playing football | 축구_를 하 | サッカーをして | 踢足球 |
+    cheza,chezi,mpira wa miguu/cheza,chezi,soka
+basketball | ball | M | pbds | playing basketball | 농구_를 하 | バスケットボールをして/バスケをして | 打篮球 |
+    cheza,chezi,mpira wa kikapu
+volleyball | ball | M | pbds | playing volleyball | 배구_를 하 | バレーボールをして/バレーをして | 打排球 |
+    cheza,chezi,mpira wa wavu
 ball | | M | pbds | playing a ball game | 공놀이_를 하 | 球技をして | 进行球类运动/玩球 | cheza,chezi,mchezo wa mpira
 book | reading | A | clfhvogpb | reading a book | 책_을 읽 | 本を読んで | 看书 | soma,somi,kitabu
 newspaper | reading | A | clfhvogpb | reading a newspaper | 신문_을 읽/신문_을 보 | 新聞を読んで | 看报纸 | soma,somi,gazeti
@@ -555,7 +587,7 @@ photos | | A | gpbswmc | taking photos | 사진_을 촬영하/사진_을 찍 | �
 movie | | A | cvo | watching a film | 영화_를 보 | 映画を見て | 看电影 | tazama,tazami,filamu/angalia,angalii,filamu
 phone | | V | kfhvogpbsmt | talking on the phone | 전화 통화_를 하 | 電話で話して/電話して | 打电话 | ongea,ongei,kwa simu
 """)
-# Kinds of action that one body does not do at once; two actions under one general action exclude each other too.
+# Kinds of action that nobody does at once; two actions under one general action exclude each other too.
 CLASHES = {"AS", "BS", "FS", "MS", "SV", "SW", "AM", "BM", "FM", "MW", "AW", "AB", "BW", "AA"}
 PLACES = table("under en ko ja zh sw", """
 k | I | in a kitchen | 주방/부엌 | 台所/キッチン | 厨房里 | katika jiko/jikoni
@@ -630,10 +662,10 @@ def sample_scene(rng, native):
 
 
 def clash(a, b):
-    general = ACTIONS[a]["under"]
-    if general and general == ACTIONS[b]["under"]:
+    one, two = ACTIONS[a], ACTIONS[b]
+    if one["under"] and one["under"] == two["under"]:
         return a != b
-    return "".join(sorted(ACTIONS[a]["kind"] + ACTIONS[b]["kind"])) in CLASHES and general != b and ACTIONS[b]["under"] != a
+    return a != two["under"] and b != one["under"] and "".join(sorted(one["kind"] + two["kind"])) in CLASHES
 
 
 def other_action(s, rng):
@@ -667,7 +699,7 @@ def pick_under(rows, key, rng):
     return rng.choice(under(rows, key) or [None])
 
 
-# Edits: (slots they change, function of scene and rng giving new values of those slots, None where it does not apply).
+# Edits: (slots they change, function of scene and rng giving their new values, None where it does not apply).
 ENTAIL = {
     "drop_look": (("look",), lambda s, r: ("",) if s.look and s.place else None),
     "drop_place": (("place",), lambda s, r: ("",) if s.look and s.place else None),
@@ -675,7 +707,8 @@ ENTAIL = {
     "wider_agent": (("agent",), lambda s, r: (AGENTS[s.agent]["under"] or None,)),
     "wider_action": (("action",), lambda s, r: (ACTIONS[s.action]["under"] or None,)),
     "wider_place": (("place",), lambda s, r: (PLACES[s.place]["under"] or None,) if s.place else None),
-    "at_least": (("number", "bound"), lambda s, r: (r.randint(2, s.number), "least") if s.number > 1 else None),
+    "at_least": (("number", "bound"),
+                 lambda s, r: (r.randint(2, s.number), "least") if s.number > 1 else None),
     "deny_other": (("action", "negative"), lambda s, r: (other_action(s, r), True)),
 }
 NEUTRAL = {
@@ -695,11 +728,12 @@ CONTRADICT = {
     "other_place": (("place",), lambda s, r: (other_place(s, r),) if s.place else None),
     "deny": (("action", "negative"), lambda s, r: (s.action, True)),
     "more": (("number", "bound"), lambda s, r: (r.randint(s.number + 1, 6), "least")),
-    "fewer": (("number", "bound"), lambda s, r: (r.randint(1, s.number - 1), "only") if s.number > 1 else None),
+    "fewer": (("number", "bound"),
+              lambda s, r: (r.randint(1, s.number - 1), "only") if s.number > 1 else None),
 }
 EDITS = {"entailment": ENTAIL, "neutral": NEUTRAL, "contradiction": CONTRADICT}
-EDIT_WEIGHTS = {"deny_other": 2, "more": 0.5, "fewer": 0.5, "deny": 1.5, "narrow_agent": 2, "narrow_action": 2,
-                "narrow_place": 2, "add_place": 2}
+EDIT_WEIGHTS = {"deny_other": 1, "more": 0.5, "fewer": 0.5, "deny": 1.5, "narrow_agent": 2,
+                "narrow_action": 2, "narrow_place": 2, "add_place": 2}
 
 
 def sample_pair(rng, label, native):
@@ -919,13 +953,12 @@ def write_files(root, task, files):
 
 # The encoder: masked language modelling on train and translated rows, never on dev or test.
 LAYERS, WIDTH, HEADS, INNER = 2, 128, 4, 256
-VOCAB, MAX_LENGTH = 4000, 128
-BATCH, RATE, MASKED = 24, 3e-3, 0.15                    # sequences, peak learning rate, share of tokens to predict
-PAIR_SHARE = 0.25                                       # of the sequences: English with its translation
-MONO_SHARE = {"en": 6, "ko": 4, "ja": 4, "zh": 4, "sw": 1}             # relative; sw is the low-resource language
-PAIR_EVERY, PAIR_WEIGHT, TEMPERATURE = 1, 2.0, 0.05     # updates that also pull translations together
-DROPOUT = 0.0
+VOCAB, MAX_LENGTH = 2600, 128
+BATCH, RATE, MASKED = 24, 3e-3, 0.15                    # sequences, peak learning rate, share of tokens
+PAIR_SHARE = 0.25                                       # of the sequences: English beside its translation
+MONO_SHARE = {"en": 6, "ko": 4, "ja": 4, "zh": 4, "sw": 1}        # relative; sw is the low-resource language
 PAIRS_SHARE = {"ko": 4, "ja": 4, "zh": 4, "sw": 1}
+PAIR_WEIGHT, TEMPERATURE = 2.0, 0.05                    # of the contrastive loss
 
 
 def train_tokenizer(texts):
@@ -933,10 +966,9 @@ def train_tokenizer(texts):
     specials = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
     tok = Tokenizer(models.BPE(unk_token="<unk>"))
     tok.normalizer = normalizers.NFKC()
-    # Chinese and Japanese have no spaces, Korean stems carry endings: without the split whole phrases, and every
-    # form of a word by itself, would become pieces that share nothing.
-    scripts = Regex(r"\p{P}|[的了在个正没不很也我这里]|[\p{Han}&&[^的了在个正没不很也我这里]]+|\p{Hiragana}+|[\p{Katakana}ー]+|"
-                    r"(?:습니다|어요|아요|네요|지만|는데|에서|[은는이가을를도만의다음고서지])(?=\p{P}|$)")
+    # One piece a syllable in Chinese and Korean, a run of kana in Japanese: whole phrases, or every inflected
+    # form of a word by itself, would be pieces too rare for an encoder of this size.
+    scripts = Regex(r"\p{P}|\p{Han}|\p{Hangul}|\p{Hiragana}+|[\p{Katakana}ー]+")
     tok.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.Metaspace(), pre_tokenizers.Split(scripts, "isolated")])
     tok.decoder = decoders.Metaspace()
@@ -959,7 +991,7 @@ def sample_corpus(worlds, count, rng):
         if rng.random() < PAIR_SHARE:
             lang = rng.choices(list(PAIRS_SHARE), PAIRS_SHARE.values())[0]
             row = rng.choice(files[lang, "translated"])
-            pair = rng.choice(row[1:1 + width]), rng.choice(row[1 + width:])      # nli: maybe premise, hypothesis
+            pair = rng.choice(row[1:1 + width]), rng.choice(row[1 + width:])     # maybe premise, hypothesis
             corpus.append(pair if rng.random() < 0.5 else pair[::-1])
             continue
         lang = rng.choices(list(MONO_SHARE), MONO_SHARE.values())[0]
@@ -992,24 +1024,25 @@ def mask_tokens(ids, tokenizer, generator):
 
 
 def sample_pairs(worlds, count, rng):
-    """Sentences and their translations, ((english,), (translation,)) or pairs of them, batched beside their like.
+    """Sentences with their translations, ((english,), (translation,)) or pairs of them, beside their like.
 
-    Sorting by the English puts 'the room was clean' beside 'the room was dirty': negatives that need every word."""
+    Sorting by the English puts 'the room was dirty' beside 'the room was clean': to tell them apart takes
+    every word."""
     pairs = []
     for _ in range(count):
         task = rng.choice(list(worlds))
         lang = rng.choices(list(PAIRS_SHARE), PAIRS_SHARE.values())[0]
         row, width = rng.choice(worlds[task][lang, "translated"]), len(HEADERS[task]) - 1
         source, target = row[1:1 + width], row[1 + width:]
-        if task == "sentiment" and rng.random() < 0.5:   # a single clause, which no row of the files is
+        if task == "sentiment" and rng.random() < 0.6:   # a single clause, which no row of the files is
             topic = rng.choice(list(TOPICS))
             clause = (Review(topic, (), (sample_clause(rng, topic, rng.random() < 0.5),), ""),)
             source, target = speak(task, "en", clause, rng), speak(task, lang, clause)
-        elif task == "nli" and rng.random() < 0.5:
+        elif task == "nli" and rng.random() < 0.6:
             i = rng.randrange(2)
             source, target = source[i:i + 1], target[i:i + 1]
         pairs.append((source, target))
-    pairs.sort()
+    pairs.sort(key=lambda pair: (sum(map(len, pair[0])) // 30, pair))          # like lengths: little padding
     batches = [pairs[i:i + BATCH] for i in range(0, count, BATCH)]
     rng.shuffle(batches)
     return [pair for batch in batches for pair in batch]
@@ -1035,7 +1068,7 @@ def mlm_loss(model, tokens, tokenizer, generator):
 
 
 def pair_loss(model, rows):
-    """Contrastive: each sentence finds its translation in the batch by the cosine of mean-pooled embeddings."""
+    """Contrastive: a sentence finds its translation in the batch by the cosine of mean-pooled embeddings."""
     tokens = pad(rows, model.device)                                                         # (2B, T)
     mask = tokens != 1
     hidden = model.roberta(tokens, attention_mask=mask.long()).last_hidden_state             # (2B, T, WIDTH)
@@ -1046,42 +1079,46 @@ def pair_loss(model, rows):
     return (F.cross_entropy(scores, target) + F.cross_entropy(scores.T, target)) / 2
 
 
+def new_model(vocab_size):
+    return XLMRobertaForMaskedLM(XLMRobertaConfig(
+        vocab_size=vocab_size, hidden_size=WIDTH, num_hidden_layers=LAYERS, num_attention_heads=HEADS,
+        intermediate_size=INNER, max_position_embeddings=MAX_LENGTH + 2, type_vocab_size=1, pad_token_id=1,
+        bos_token_id=0, eos_token_id=2, initializer_range=0.03, hidden_dropout_prob=0.0,
+        attention_probs_dropout_prob=0.0))
+
+
 def pretrain(worlds, steps, seed, folder):
     """Train tokenizer and encoder, save both; returns the masked-LM loss, a mean over the last tenth."""
     rng = random.Random(f"{seed} corpus")
-    corpus = sample_corpus(worlds, max(steps, 100) * BATCH, rng)
-    pairs = sample_pairs(worlds, (steps // PAIR_EVERY + 1) * BATCH, rng)
-    tokenizer = train_tokenizer([text for files in worlds.values() for split in ("train", "translated")
-                                 for lang in LANGS for row in files.get((lang, split), [])[:2000] for text in row[1:]])
+    corpus = sample_corpus(worlds, steps * BATCH, rng)
+    pairs = sample_pairs(worlds, steps * BATCH, rng)
+    readable = [rows[:2000] for files in worlds.values() for (_, split), rows in files.items()
+                if split in ("train", "translated")]
+    tokenizer = train_tokenizer([text for rows in readable for row in rows for text in row[1:]])
     ids = tokenize(corpus, tokenizer)
     left, right = (tokenize(side, tokenizer) for side in zip(*pairs))
     torch.manual_seed(seed)
     generator = torch.Generator().manual_seed(seed)
-    config = XLMRobertaConfig(
-        vocab_size=len(tokenizer), hidden_size=WIDTH, num_hidden_layers=LAYERS, num_attention_heads=HEADS,
-        intermediate_size=INNER, max_position_embeddings=MAX_LENGTH + 2, type_vocab_size=1, pad_token_id=1,
-        bos_token_id=0, eos_token_id=2, initializer_range=0.03, hidden_dropout_prob=DROPOUT,
-        attention_probs_dropout_prob=DROPOUT)
-    model = XLMRobertaForMaskedLM(config).to("cuda" if torch.cuda.is_available() else "cpu").train()
+    model = new_model(len(tokenizer)).to("cuda" if torch.cuda.is_available() else "cpu").train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=RATE, weight_decay=0.01, betas=(0.9, 0.98))
     warmup = max(1, steps // 10)
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda s: min((s + 1) / warmup, max(0.02, (steps - s) / max(1, steps - warmup))))
-    losses, bar = [], tqdm(length_batches(ids, generator)[:steps], desc="masked LM", unit="step", mininterval=2)
-    for step, batch in enumerate(bar):
-        loss = mlm_loss(model, pad([ids[j] for j in batch]), tokenizer, generator)
-        losses.append(loss.item())
-        if step % PAIR_EVERY == 0:
-            k = step // PAIR_EVERY * BATCH
-            loss = loss + PAIR_WEIGHT * pair_loss(model, left[k:k + BATCH] + right[k:k + BATCH])
+    losses, batches = [], length_batches(ids, generator)                # one batch a step
+    bar = tqdm(range(steps), desc="pretraining", unit="step", mininterval=2)
+    for step in bar:
+        here = slice(step * BATCH, (step + 1) * BATCH)
+        masked = mlm_loss(model, pad([ids[j] for j in batches[step]]), tokenizer, generator)
+        loss = masked + PAIR_WEIGHT * pair_loss(model, left[here] + right[here])
+        losses.append(masked.item())
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         schedule.step()
-        if len(losses) % 20 == 0:
-            bar.set_postfix(loss=f"{sum(losses[-20:]) / 20:.2f}")
-    encoder = XLMRobertaModel(config)                    # with the pooler that AutoModel looks for
+        if step % 20 == 0:
+            bar.set_postfix(masked_lm=f"{sum(losses[-20:]) / len(losses[-20:]):.2f}")
+    encoder = XLMRobertaModel(model.config)                    # with the pooler that AutoModel looks for
     encoder.load_state_dict(model.roberta.state_dict(), strict=False)
     encoder.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
@@ -1107,43 +1144,46 @@ def report(worlds):
 
 def parse_args(argv):
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--out", default="data/toy", help="folder to write; one that this script made is replaced")
+    parser.add_argument("--out", default="data/toy", help="folder to write; replaced if this script made it")
     parser.add_argument("--seed", type=int, default=0, help="the same seed writes the same bytes of text")
     parser.add_argument("--rows", type=int, default=20000,
-                        help="English train rows per task; test is a tenth, dev a twentieth, native train a quarter")
-    parser.add_argument("--steps", type=int, default=1100, help=f"masked-LM updates of {BATCH} sequences")
+                        help="English train rows a task; native train a quarter, test 1/10, dev 1/20")
+    parser.add_argument("--steps", type=int, default=1600, help=f"masked-LM updates of {BATCH} sequences")
     return parser.parse_args(argv)
 
 
 def main(argv=None):
     args = parse_args(argv)
     out, start = Path(args.out), time.time()
-    if out.exists() and not (out / MARKER).exists():
-        print(f"error: {out} exists and was not made by data/toy.py; choose another --out", file=sys.stderr)
-        return 2
+    building = out.with_name(out.name + ".building") if out.name else out
+    for folder in (out, building):
+        empty = folder.is_dir() and not any(folder.iterdir())
+        if folder.exists() and not empty and not (folder / MARKER).exists():
+            print(f"error: {folder} was not made by data/toy.py; choose another --out", file=sys.stderr)
+            return 2
     if args.rows < 40 or args.steps < 1:
         print("error: --rows must be at least 40 and --steps at least 1", file=sys.stderr)
         return 2
     sizes = {"train": args.rows, "native": args.rows // 4, "dev": args.rows // 20, "test": args.rows // 10}
-    print(f"toy world into {out}: {len(HEADERS)} tasks x {len(LANGS)} languages, {args.rows} English rows each, "
-          f"encoder of {LAYERS} layers x {WIDTH}, {args.steps} updates; "
+    print(f"toy world into {out}: {len(HEADERS)} tasks x {len(LANGS)} languages, "
+          f"{args.rows} English rows a task, encoder of {LAYERS} layers x {WIDTH}, {args.steps} updates; "
           f"about {10 + args.rows // 2000 + args.steps * 0.07:.0f} s on two cores", flush=True)
-    building = out.with_name(out.name + ".building")
     shutil.rmtree(building, ignore_errors=True)
     building.mkdir(parents=True)
+    settings = {"seed": args.seed, "rows": args.rows, "steps": args.steps}
+    (building / MARKER).write_text(json.dumps(settings) + "\n")
     worlds = {task: build_rows(task, sizes, args.seed) for task in HEADERS}
     for task, files in worlds.items():
         check_no_leak(files, task)
         write_files(building, task, files)
     texts_done = time.time()
     loss = pretrain(worlds, args.steps, args.seed, building / "encoder")
-    (building / MARKER).write_text(json.dumps({"seed": args.seed, "rows": args.rows, "steps": args.steps}) + "\n")
     if out.exists():
         shutil.rmtree(out)
     os.rename(building, out)
     report(worlds)
-    print(f"\nmasked-LM loss {loss:.2f}; text {texts_done - start:.0f} s, encoder {time.time() - texts_done:.0f} s, "
-          f"in all {time.time() - start:.0f} s")
+    print(f"\nmasked-LM loss {loss:.2f}; text {texts_done - start:.0f} s, "
+          f"encoder {time.time() - texts_done:.0f} s, in all {time.time() - start:.0f} s")
     return 0
 
 
