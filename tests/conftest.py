@@ -1,5 +1,8 @@
-"""Fixtures: a tiny random encoder with tiny data (milliseconds), and one toy world with its chain (once a run)."""
+"""Fixtures: a tiny random encoder with tiny data (milliseconds); one toy world and, on it, the README's commands."""
+import os
 import random
+import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -16,6 +19,9 @@ import step2_align  # noqa: E402
 import step3_head  # noqa: E402
 import toy  # noqa: E402
 
+SCRIPTS = {"step1_embed.py": step1_embed, "step2_align.py": step2_align, "step3_head.py": step3_head,
+           "eval.py": evaluation}
+ELSEWHERE = ("data/real", "data/mine", "runs/topics", "bench.py", "toy.py")      # other data; .ci/run builds the toy
 WORDS = "the a film food room was is not very good bad slow fast kind dark warm old new long short".split()
 TARGET = [f"x{word}" for word in WORDS]
 
@@ -100,20 +106,29 @@ def folder(tiny, tmp_path):
 def toy_world(tmp_path_factory):
     """data/toy.py's world, smaller than its default."""
     out = tmp_path_factory.mktemp("toy") / "toy"
-    toy.main(["--out", str(out), "--rows", "6000", "--steps", "1200"])
+    toy.main(["--out", str(out), "--rows", "8000", "--steps", "1600"])
     return out
+
+
+def commands(text):
+    """[(script, arguments)] of the `python` commands in shell text, cut at && and redirections."""
+    found = re.findall(r"(?:^|&& )python (\S+\.py)([^&>\n#]*)", text, re.M)
+    return [(script, shlex.split(rest)) for script, rest in found]
 
 
 @pytest.fixture(scope="session")
 def chain(toy_world, tmp_path_factory):
-    """Run folder of the toy world, sentiment, Korean: all steps, each method; results.json written."""
-    out = tmp_path_factory.mktemp("chain") / "runs"
-    step1_embed.main(["--model", str(toy_world / "encoder"), "--data", str(toy_world), "--out", str(out)])
-    for arch in ("ae", "shift", "linear", "fc"):
-        step2_align.main(["--lang", "ko", "--arch", arch, "--out", str(out)])
-        step3_head.main(["--lang", "ko", "--arch", arch, "--out", str(out)])
-    step2_align.main(["--lang", "ko", "--reverse", "--out", str(out)])
-    for method in ("rev", "native", "translated"):
-        step3_head.main(["--lang", "ko", "--method", method, "--out", str(out)])
-    evaluation.main(["--out", str(out)])
-    return out
+    """Run folder after all of README.md's commands on the toy world, run as printed in a folder of their own."""
+    place = tmp_path_factory.mktemp("chain")
+    (place / "data").mkdir()
+    (place / "data" / "toy").symlink_to(toy_world)
+    (place / "reviews.txt").write_text("음식이 정말 맛있어요\n방이 좁고 시끄러워요\n", encoding="utf-8")
+    before, readme = os.getcwd(), (ROOT / "README.md").read_text(encoding="utf-8")
+    os.chdir(place)
+    try:
+        for name, args in commands("\n".join(re.findall(r"```sh\n(.*?)```", readme, re.S))):
+            if not any(word in " ".join([name, *args]) for word in ELSEWHERE):
+                SCRIPTS[name].main(["8000" if a == "20000" else a for a in args])     # what this world has
+    finally:
+        os.chdir(before)
+    return place / "runs"
