@@ -106,7 +106,7 @@ def folder(tiny, tmp_path):
 def toy_world(tmp_path_factory):
     """data/toy.py's world, smaller than its default."""
     out = tmp_path_factory.mktemp("toy") / "toy"
-    toy.main(["--out", str(out), "--rows", "8000", "--steps", "1600"])
+    toy.main(["--out", str(out), "--rows", "6000", "--steps", "1200"])
     return out
 
 
@@ -128,7 +128,7 @@ def chain(toy_world, tmp_path_factory):
     try:
         for name, args in commands("\n".join(re.findall(r"```sh\n(.*?)```", readme, re.S))):
             if not any(word in " ".join([name, *args]) for word in ELSEWHERE):
-                SCRIPTS[name].main(["8000" if a == "20000" else a for a in args])     # what this world has
+                SCRIPTS[name].main(["6000" if a == "20000" else a for a in args])     # what this world has
     finally:
         os.chdir(before)
     return place / "runs"

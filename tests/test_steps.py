@@ -62,7 +62,8 @@ def test_training_learns_a_planted_map(arch, depth, skip):
     history = step2_align.train(aligner, x[:1800], y[:1800], x[1800:], y[1800:], settings(), CPU)
     r2 = step2_align.measure(aligner.map(x[1800:]), y[1800:], y.mean(0))["r2"]
     assert r2 > (0.9999 if skip else 0.95) and min(h["held_out"] for h in history) < history[0]["held_out"]
-    assert F.mse_loss(aligner.map(x[1800:]), y[1800:]).item() == pytest.approx(min(h["held_out"] for h in history))
+    kept = F.mse_loss(aligner.map(x[1800:]), y[1800:]).item()          # the best epoch, or the start if it is better
+    assert kept < min(h["held_out"] for h in history) + 1e-9 and (skip or kept in [h["held_out"] for h in history])
 
 
 def test_eq1_by_hand():
