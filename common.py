@@ -30,7 +30,6 @@ SHARD = 5_000          # rows a cache file holds: the most that a killed run can
 BATCH_TOKENS = {"cpu": 4_096, "cuda": 65_536, "mps": 16_384}     # of an encoding batch, with padding
 
 # Command line
-
 class UserError(Exception):
     """A mistake that the user can mend: one line that says what, where and how."""
 
@@ -47,8 +46,7 @@ def make_parser(doc):
     p.add_argument("--out", default="runs", help="run folder: the artifacts (.pt) of one LM and task")
     p.add_argument("--device", help="cuda, cuda:1, mps or cpu; without it the first of these that is there")
     p.add_argument("--amp", choices=("auto", "off", "bf16", "fp16"), default="auto",
-                   help="number format of the LM's products; auto: bf16 where the hardware has it, else fp16 "
-                        "on CUDA and fp32 elsewhere. Aligner and heads are always fp32")
+                   help="precision of the LM; auto: bf16 where native, else fp16 on CUDA, fp32 elsewhere")
     p.add_argument("--seed", type=int, default=0, help="of initial weights and batch order")
     return p
 
@@ -100,7 +98,6 @@ def autocast(device, dtype):
     return torch.autocast(device.type, dtype, enabled=dtype is not None)
 
 # Data: <root>/<task>/<lang>/{train,dev,test,translated}.tsv
-
 def read_lines(path):
     """Lines of a UTF-8 file. A line ends at "\\n" or CRLF, nowhere else. UserError with file and line."""
     try:
@@ -198,7 +195,6 @@ def load_translated(root, task, lang, n=None):
     return [row[1::2] for row in rows], [row[2::2] for row in rows], [row[0] for row in rows]
 
 # e(.): the multilingual encoder
-
 def masked_mean(hidden, attention_mask):
     """(B, T, D), (B, T) -> (B, D): mean over the tokens that are not padding."""
     mask = attention_mask.unsqueeze(-1)                      # (B, T, 1)
@@ -209,7 +205,6 @@ class Encoder(nn.Module):
 
     pool: "mean" over the tokens, or "cls", the first token; max_len: tokens a text is cut to.
     """
-
     def __init__(self, lm, tokenizer, pool, max_len):
         super().__init__()
         lm.pooler = None                                     # BERT's own, unused: neither counted nor stored
@@ -248,8 +243,7 @@ def load_pretrained(name, pool, max_len):
         lm = AutoModel.from_pretrained(name, dtype=torch.float32, trust_remote_code=False)
     except Exception as err:                                 # hub, file and class each raise their own
         why = " ".join(str(err).split())[:150]
-        raise UserError(f"--model {name}: {why}; give the hub name or folder of an encoder, or make the toy "
-                        "one with: python data/toy.py")
+        raise UserError(f"--model {name}: {why}; give an encoder's hub name or folder, or run data/toy.py")
     if lm.config.is_encoder_decoder or tokenizer.pad_token_id is None:
         raise UserError(f"--model {name}: no encoder with a padding token; use one such as xlm-roberta-base")
     positions = getattr(lm.config, "max_position_embeddings", None) or max_len
@@ -286,7 +280,6 @@ class Cache:
     Only texts never seen before are encoded, so n=50000 after n=20000 costs 30000. Files hold SHARD rows, are
     written whole, never change, and are read memory-mapped.
     """
-
     def __init__(self, encoder, out, device, dtype=None):
         self.encoder, self.device, self.dtype = encoder, device, dtype
         self.folder = Path(out, "cache", f"{encoder.fingerprint[:16]}-{str(dtype or torch.float32)[6:]}")
@@ -323,7 +316,6 @@ class Cache:
         return out
 
 # A: the aligner
-
 def mlp(widths, dropout):
     """Linear layers between consecutive widths, ReLU and Dropout between them (none after the last)."""
     layers = []
@@ -341,7 +333,6 @@ class Aligner(nn.Module):
     skip (ours):  A(x) has a fixed W (x - mean_x) more, the closed form "linear", and f starts at zero.
     Means and scales are statistics of the training pairs, kept as buffers: (D,), scale_y one number.
     """
-
     def __init__(self, arch, dim, depth=None, hidden=None, dropout=0.0, skip=False):
         super().__init__()
         self.config = dict(arch=arch, dim=dim, depth=depth, hidden=hidden, dropout=dropout, skip=skip)
@@ -379,7 +370,6 @@ def load_aligner(art):
     return aligner.eval()
 
 # Artifacts: plain dicts of tensors, numbers and strings
-
 def digest(value):
     """Hex digest of nested dicts and lists of tensors, numbers and strings: same content, same digest."""
     hasher = hashlib.blake2b(digest_size=20)

@@ -49,12 +49,10 @@ def load_lms(out, heads, device):
         encoder, info = load_encoder(out, path.name)
         lms[encoder.fingerprint] = encoder.to(device), info
     for path, head in heads:
-        encoder, _ = lms.get(head["lm"], (None, None))
-        shape = (encoder.dim, len(head["labels"])) if encoder else None
-        if not encoder or head["heads"]["weight"].shape[1:] != shape:
-            what = "of another width" if encoder else f"made with another LM than {out} holds"
-            raise UserError(f"{path}: {what}; delete it or make it again with: python step3_head.py "
-                            f"--out {out} --lang {head['lang']} --method {head['method']}")
+        shape = head["heads"]["weight"].shape[1:]                                                    # (D, C)
+        if head["lm"] not in lms or shape != (lms[head["lm"]][0].dim, len(head["labels"])):
+            raise UserError(f"{path}: of another LM or width than {out}; delete it, or make it with: python "
+                            f"step3_head.py --out {out} --lang {head['lang']} --method {head['method']}")
     return lms
 
 def logits_of(head, x):
@@ -101,12 +99,10 @@ def show(lang, records, majority, items):
     """Print the table of one language."""
     print(f"\n{lang}: {items} test rows, majority class {majority:.2%}; +- over head seeds; difference to "
           f"english with its 95% interval over test rows, in points")
-    print("  method                 arch            n  seeds  accuracy    +-  macro F1  difference")
-    def place(r):
-        return METHODS.index(r["method"].split()[0]), r["arch"] or "", r["n"] or 0
-
-    for r in sorted(records, key=place):
-        cells = [f"{r['method']:23s}{r['arch'] or '-':11s}{r['n'] or '-':>6} {r['seeds']:6d}",
+    print("  method                 aligner             n  seeds  accuracy    +-  macro F1  difference")
+    for r in sorted(records, key=lambda r: (METHODS.index(r["method"].split()[0]), r["head"])):
+        variant = (r["arch"] or "-") + r["head"][:-3].partition(f"-n{r['n']}")[2].replace("-", " ")
+        cells = [f"{r['method']:22s} {variant:14s} {r['n'] or '-':>6} {r['seeds']:6d}",
                  f"{100 * r['accuracy']:8.2f} {100 * r['accuracy_std']:5.2f}  {100 * r['macro_f1']:8.2f}"]
         if r["delta"] is not None:
             cells.append("{:+.2f} [{:+.2f}, {:+.2f}]".format(

@@ -55,7 +55,6 @@ class UsedRows(nn.Module):
 
     Exact: an unused row gets no gradient, and embeddings get no weight decay, so AdamW leaves it as it is.
     """
-
     def __init__(self, full, used):
         super().__init__()
         self.full, self.used = [full], used                  # in a list: no submodule, so no parameter
@@ -166,11 +165,10 @@ def main(argv=None):
     torch.manual_seed(args.seed)
     encoder = load_pretrained(args.model, args.pool, args.max_len)
     model = nn.ModuleList([encoder, nn.Linear(encoder.dim, len(labels))])
-    size = sum(p.numel() for p in encoder.parameters())
-    print(f"step 1 | {machine} | {args.model}: {size / 1e6:.1f}M parameters, {encoder.pool} over at most "
-          f"{encoder.max_len} tokens | {args.task}: {len(train[0])} {args.train_on} rows, {len(dev[0])} dev, "
-          f"labels {' '.join(labels)} | {args.epochs} epochs of {-(-len(train[0]) // args.batch)} steps",
-          flush=True)
+    print(f"step 1 | {machine} | {args.model}: {sum(p.numel() for p in encoder.parameters()) / 1e6:.1f}M "
+          f"parameters, {encoder.pool} over at most {encoder.max_len} tokens | {args.task}: {len(train[0])} "
+          f"{args.train_on} rows, {len(dev[0])} dev, labels {' '.join(labels)} | {args.epochs} epochs of "
+          f"{-(-len(train[0]) // args.batch)} steps", flush=True)
 
     start = time.perf_counter()
     history = tune(model, train, dev, args) if args.epochs else []

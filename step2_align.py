@@ -186,7 +186,7 @@ def main(argv=None):
                       skip=not (closed or args.plain))
     size = sum(p.numel() for p in aligner.f.parameters())
     work = "closed form" if closed else f"at most {args.epochs} epochs of {-(-(n - held) // BATCH)} steps"
-    print(f"step 2 | {machine} | A: {args.arch}{' reversed' * args.reverse}, {size:,} trainable parameters, LM "
+    print(f"step 2 | {machine} | A: {args.arch}{' reversed' * args.reverse}, {size:,} parameters, LM "
           f"frozen | en-{args.lang}: {n - held} pairs + {held} held out | {work}", flush=True)
     if info["pair"] and len(english[0]) == 1:
         print("warning: single texts for a pair task: general text, look at the domain gap")
@@ -199,8 +199,8 @@ def main(argv=None):
     encoded = time.perf_counter() - start
     (x, held_x), (y, held_y) = (t.split([n - held, held]) for t in ((y, x) if args.reverse else (x, y)))
     y = shuffle_share(y, args.noise, args.seed) if args.noise else y
-    fit = closed_form if closed else train
-    history = fit(aligner, x, y, held_x, held_y, *(() if closed else (args, device)))
+    rows = aligner, x, y, held_x, held_y
+    history = closed_form(*rows) if closed else train(*rows, args, device)
     seconds = time.perf_counter() - start
 
     numbers = report(aligner.map(held_x), held_x, held_y, y.mean(0), gap)

@@ -65,7 +65,6 @@ class Heads(nn.Module):
 
     Inputs are standardised by the training rows' mean and scale, kept as buffers (D,).
     """
-
     def __init__(self, seeds, dim, classes):
         super().__init__()
         start = [torch.randn(dim, classes, generator=torch.Generator().manual_seed(s)) for s in seeds]
@@ -160,7 +159,6 @@ def main(argv=None):
         except UserError:                                    # none yet, or one of an earlier LM
             make_head("english", args, cache, info, device)
     make_head(args.method, args, cache, info, device)
-    print(f"next: python eval.py --out {args.out}" + (f" --lang {args.lang}" if args.lang else ""))
 
 if __name__ == "__main__":
     run(main)

@@ -95,7 +95,7 @@ def test_artifacts_of_another_lm_language_or_width_are_refused(ready, tiny, tmp_
     for name in ("align-xx-shift-n90.pt", "head-langalign-xx-shift-n90.pt"):
         (other / name).write_bytes((ready / name).read_bytes())
     refuse(step3_head.main, "--lang", "xx", "--out", other, match="another LM.*python step2_align.py")
-    refuse(evaluation.main, "--out", other, match="another LM.*python step3_head.py")
+    refuse(evaluation.main, "--out", other, match="another LM or width.*python step3_head.py")
     (ready / "align-yy-shift-n90.pt").write_bytes((ready / "align-xx-shift-n90.pt").read_bytes())
     refuse(step3_head.main, "--lang", "yy", "--out", ready, match="no aligner")
 
@@ -112,7 +112,7 @@ def test_head_of_another_width_is_refused(ready):
     head = common.load(ready / "head-english.pt", "head", "")
     head["heads"]["weight"] = head["heads"]["weight"][:, :8]
     common.save(ready / "head-english.pt", **head)
-    refuse(evaluation.main, "--out", ready, match="head-english.pt: of another width.*python step3_head.py")
+    refuse(evaluation.main, "--out", ready, match="head-english.pt: of another LM or width.*python step3_head.py")
 
 
 def test_aligner_of_another_form_is_refused(ready):
