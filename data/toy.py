@@ -13,7 +13,7 @@ No outside text is used.
 Reads    nothing.
 Writes   <out>/<task>/<lang>/{train,dev,test,translated}.tsv   (tasks sentiment, nli; en, ko, ja, zh, sw)
          <out>/encoder/   loads with AutoModel and AutoTokenizer
-Expect   a masked-LM loss of about 2.9 and two minutes at most on two cores of a recent Xeon
+Expect   a masked-LM loss of about 3.2; two minutes on two cores of a recent Xeon
 It shows the mechanism of LangAlign and is no evidence about real languages. See data/README.md.
 
 Shapes   B sequences of a batch, T tokens, M masked tokens, V vocabulary.
