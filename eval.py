@@ -37,10 +37,12 @@ def load_heads(out, lang):
     paths = sorted(Path(out).glob("head-*.pt"), key=lambda path: -path.stat().st_mtime_ns)
     heads = [(path, load(path, "head", make)) for path in paths]
     langs = sorted({head["lang"] for _, head in heads} - {"en"})
-    if not heads or lang and lang not in langs:
-        there = f"no head for {lang}, only for: {' '.join(langs)}" if heads else "no head in this run folder"
-        raise UserError(f"{out}: {there}; make one with: {make}")
-    return [item for item in heads if item[1]["lang"] in (lang or item[1]["lang"], "en")], langs
+    known = langs or [lang]                  # the English head alone serves any language that is named
+    if not heads or known == [None] or lang and lang not in known:
+        there = f"no head for {lang or 'a target language'}, only for: {' '.join(langs or ['en'])}"
+        raise UserError(f"{out}: {there if heads else 'no head in this run folder'}; make one with: {make}")
+    heads = [(path, head) for path, head in heads if head["lang"] in (lang or head["lang"], "en")]
+    return heads, [lang] if lang else langs
 
 def load_lms(out, heads, device):
     """{fingerprint: (Encoder, run info)} of the LMs that the heads stand on; UserError for a head without."""
@@ -51,8 +53,8 @@ def load_lms(out, heads, device):
     for path, head in heads:
         shape = head["heads"]["weight"].shape[1:]                                                    # (D, C)
         if head["lm"] not in lms or shape != (lms[head["lm"]][0].dim, len(head["labels"])):
-            raise UserError(f"{path}: of another LM or width than {out}; delete it, or make it with: python "
-                            f"step3_head.py --out {out} --lang {head['lang']} --method {head['method']}")
+            make = f"python step3_head.py --out {out} --lang {head['lang']} --method {head['method']}"
+            raise UserError(f"{path}: of another LM or width than {out}; delete it, or make it with: {make}")
     return lms
 
 def logits_of(head, x):
@@ -102,12 +104,10 @@ def show(lang, records, majority, items):
     print("  method                 aligner             n  seeds  accuracy    +-  macro F1  difference")
     for r in sorted(records, key=lambda r: (METHODS.index(r["method"].split()[0]), r["head"])):
         variant = (r["arch"] or "-") + r["head"][:-3].partition(f"-n{r['n']}")[2].replace("-", " ")
-        cells = [f"{r['method']:22s} {variant:14s} {r['n'] or '-':>6} {r['seeds']:6d}",
-                 f"{100 * r['accuracy']:8.2f} {100 * r['accuracy_std']:5.2f}  {100 * r['macro_f1']:8.2f}"]
-        if r["delta"] is not None:
-            cells.append("{:+.2f} [{:+.2f}, {:+.2f}]".format(
-                *(100 * r[key] for key in ("delta", "delta_low", "delta_high"))))
-        print("  " + "  ".join(cells))
+        line = (f"  {r['method']:22s} {variant:14s} {r['n'] or '-':>6} {r['seeds']:6d}  "
+                f"{100 * r['accuracy']:8.2f} {100 * r['accuracy_std']:5.2f}  {100 * r['macro_f1']:8.2f}")
+        delta = [100 * (r[key] or 0) for key in ("delta", "delta_low", "delta_high")]
+        print(line + ("" if r["delta"] is None else "  {:+.2f} [{:+.2f}, {:+.2f}]".format(*delta)))
 
 def read_texts(stream, pair, name):
     """Texts of a binary stream, one a line; UserError with the line's number."""
@@ -147,7 +147,6 @@ def main(argv=None):
         encoder, _ = load_lms(args.out, [best], device)[best[1]["lm"]]
         return predict(args.predict, best[1], encoder, device, dtype)
 
-    langs = [args.lang] if args.lang else langs
     lms = load_lms(args.out, heads, device)
     print(f"eval | {machine} | {len(heads)} heads | languages {' '.join(langs)}", flush=True)
     results = []

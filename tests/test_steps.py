@@ -286,6 +286,15 @@ def test_results_json(done):
     assert ours["delta_low"] <= ours["delta"] <= ours["delta_high"]
 
 
+def test_the_english_head_alone_serves_a_named_language(folder):
+    step3_head.main(["--method", "english", "--out", str(folder)])
+    evaluation.main(["--lang", "xx", "--out", str(folder)])
+    (row,) = json.loads((folder / "results.json").read_text())
+    assert (row["method"], row["lang"]) == ("english", "xx")
+    with pytest.raises(UserError, match="no head for a target language, only for: en"):
+        evaluation.main(["--out", str(folder)])
+
+
 def test_accuracy_and_f1_by_hand():
     predicted, y = torch.tensor([0, 0, 1, 1, 2]), torch.tensor([0, 1, 1, 1, 0])
     assert evaluation.macro_f1(predicted, y, 3) == pytest.approx((0.5 + 0.8 + 0.0) / 3)
