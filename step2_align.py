@@ -206,7 +206,9 @@ def main(argv=None):
     numbers = report(aligner.map(held_x), held_x, held_y, y.mean(0), gap)
     path = Path(args.out, file_name("align", args.lang, args.arch, f"n{n}", "rev" if args.reverse else "",
                                     "plain" if args.plain else "", depth=args.depth, hidden=args.hidden,
-                                    dropout=args.dropout, noise=args.noise or None, seed=args.seed or None))
+                                    dropout=args.dropout, noise=args.noise or None, seed=args.seed or None,
+                                    lr=args.lr if args.lr != 1e-3 else None,
+                                    epochs=args.epochs if args.epochs != 30 else None))
     save(path, "align", lm=encoder.fingerprint, lang=args.lang, arch=args.arch, n=n, reverse=args.reverse,
          aligner=aligner.config, state=aligner.state_dict(), report=numbers, history=history or [],
          config={key: str(value) for key, value in vars(args).items()}, seed=args.seed, seconds=seconds)

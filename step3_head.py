@@ -133,7 +133,8 @@ def make_head(method, args, cache, info, device):
     variant = source.stem.split("-", 2)[2] if source else f"n{n}" if n else None
     path = Path(args.out, file_name("head", method, args.lang if lang != "en" else None, variant,
                                     lm=args.lm if args.lm != "english" else None,
-                                    decay=args.decay if args.decay != 1 else None, seed=args.seed or None))
+                                    decay=args.decay if args.decay != 1 else None, seed=args.seed or None,
+                                    seeds=args.seeds if args.seeds != 5 else None))
     majority = dev_y.bincount().max().item() / len(dev_y)
     print(f"{method}{f' by {source}' if source else ''}: dev accuracy {dev.mean():.2%} +- "
           f"{dev.std(correction=0):.2%}, majority class {majority:.2%} -> {path}")
@@ -148,12 +149,12 @@ def make_head(method, args, cache, info, device):
 def main(argv=None):
     args = get_args(argv)
     device, dtype, machine = pick_device(args)
-    own = args.lm != "english"
-    encoder, info = load_encoder(args.out, file_name("embed", *((args.lm, args.lang) if own else ())))
+    name = "embed.pt" if args.lm == "english" else f"embed-{args.lm}-{args.lang}.pt"
+    encoder, info = load_encoder(args.out, name)
     print(f"step 3 | {machine} | {args.method}: {METHODS[args.method]} | {args.seeds} linear heads of "
           f"{encoder.dim} x {len(info['labels'])}, LM and aligner frozen", flush=True)
     cache = Cache(encoder.to(device), args.out, device, dtype)
-    if args.method != "english" and not own:
+    if args.method != "english" and args.lm == "english":
         try:
             load(Path(args.out, "head-english.pt"), "head", "", encoder.fingerprint)
         except UserError:                                    # none yet, or one of an earlier LM
