@@ -21,7 +21,7 @@ import toy  # noqa: E402
 
 SCRIPTS = {"step1_embed.py": step1_embed, "step2_align.py": step2_align, "step3_head.py": step3_head,
            "eval.py": evaluation}
-ELSEWHERE = ("data/real", "data/mine", "runs/topics", "runs/nli", "$", "toy.py")          # other data; .ci/run builds the toy
+ELSEWHERE = ("data/real", "data/mine", "runs/topics", "runs/nli", "runs/sentiment", "$", "toy.py")  # other data
 WORDS = "the a film food room was is not very good bad slow fast kind dark warm old new long short".split()
 TARGET = [f"x{word}" for word in WORDS]
 
