@@ -13,6 +13,7 @@ import hashlib
 import os
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 import numpy as np
@@ -194,6 +195,10 @@ def load_translated(root, task, lang, n=None):
     rows = [rows[i] for i in fixed_order(len(rows))[:n or DEFAULT_N]]
     return [row[1::2] for row in rows], [row[2::2] for row in rows], [row[0] for row in rows]
 
+def volume(texts):
+    """What translating `texts` is billed by: {"sentences": a pair has two, "characters": of the source}."""
+    return {"sentences": sum(map(len, texts)), "characters": sum(len(part) for text in texts for part in text)}
+
 # e(.): the multilingual encoder
 def masked_mean(hidden, attention_mask):
     """(B, T, D), (B, T) -> (B, D): mean over the tokens that are not padding."""
@@ -285,6 +290,7 @@ class Cache:
         self.folder = Path(out, "cache", f"{encoder.fingerprint[:16]}-{str(dtype or torch.float32)[6:]}")
         self.encoded = 0                                     # texts that this process had to encode
         self.shards, self.where = [], {}                     # where: digest of a text -> (shard, row)
+        self.pace = []                                       # seconds a row, of each shard
         for path in sorted(self.folder.glob("*.pt")):
             self._add(path)
 
@@ -293,22 +299,26 @@ class Cache:
         keys = shard["keys"].numpy().tobytes()               # 16 bytes a row
         self.where |= {keys[16 * i:16 * i + 16]: (len(self.shards), i) for i in range(len(keys) // 16)}
         self.shards.append(shard["embeddings"])
+        self.pace.append(shard["seconds"] / len(shard["embeddings"]))
 
     def __call__(self, texts, progress="encode"):
-        """Texts -> (N, D) fp32."""
+        """Texts -> (N, D) fp32. Sets `seconds`: what encoding them costs, in this run or an earlier one."""
         keys = [hashlib.blake2b("\t".join(text).encode(), digest_size=16).digest() for text in texts]
         todo = list({key: text for key, text in zip(keys, texts) if key not in self.where}.items())
         for start in range(0, len(todo), SHARD):             # a fixed cut: a killed run goes on alike
             part = todo[start:start + SHARD]
             label = f"{progress} {start // SHARD + 1}/{-(-len(todo) // SHARD)}"
             new = [text for _, text in part]
+            start = time.perf_counter()
             embeddings = encode(self.encoder, new, self.device, self.dtype, progress=label)
+            seconds = time.perf_counter() - start
             packed = torch.frombuffer(bytearray(b"".join(key for key, _ in part)), dtype=torch.uint8)
             path = self.folder / f"{digest(packed)}.pt"
-            save(path, "cache", lm=self.encoder.fingerprint, keys=packed, embeddings=embeddings)
+            save(path, "cache", lm=self.encoder.fingerprint, keys=packed, embeddings=embeddings, seconds=seconds)
             self._add(path)
             self.encoded += len(part)
         places = np.array([self.where[key] for key in keys])          # (N, 2)
+        self.seconds = sum(self.pace[shard] for shard, _ in places.tolist())
         out = torch.empty(len(texts), self.encoder.dim)
         for shard in np.unique(places[:, 0]):
             mine = np.flatnonzero(places[:, 0] == shard)
@@ -445,9 +455,9 @@ def save_encoder(path, encoder, **content):
     encoder.fingerprint = digest(identity)
     save(path, "embed", lm=encoder.fingerprint, **identity, **content)
 
-def load_encoder(out, name="embed.pt"):
+def load_encoder(out):
     """(Encoder, frozen; the artifact: data, task, labels, pair, ...) from a run folder's embed.pt."""
-    path, remake = Path(out, name), f"python step1_embed.py --out {out}"
+    path, remake = Path(out, "embed.pt"), f"python step1_embed.py --out {out}"
     art = load(path, "embed", remake)
     transformers.logging.set_verbosity_error()
     try:

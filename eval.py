@@ -2,63 +2,65 @@
 
     python eval.py --lang ko                                     # the heads of one language
     python eval.py                                               # every head in the run folder
+    python eval.py --lang ko --plot ko.svg                       # a picture of the same
     python eval.py --lang ko --predict reviews.txt > labels.tsv  # --predict - reads standard input
 
-Reads   <out>/embed*.pt, <out>/head-*.pt and <data>/<task>/<lang>/test.tsv.
+Reads   <out>/embed.pt, <out>/head-*.pt and <data>/<task>/<lang>/test.tsv.
 Writes  <out>/results.json, the table as a list of objects. With --predict only standard output, for each line
         of text (in a pair task text, tab, text_b) a line `label <tab> probability`, averaged over head seeds.
-Expect  a clear gain of langalign over english on the toy world; on real text often none: see README.md.
+Expect  a clear gain of langalign over english on the toy world; on real text about a point: see README.md.
 """
 import contextlib
 import itertools
 import json
+import re
 import sys
 from pathlib import Path
 
 import numpy as np
 import torch
+from tqdm import tqdm
 
-from common import (Cache, UserError, encode, load, load_aligner, load_encoder, load_task, make_parser,
-                    pick_device, run, write_whole)
+from common import (Cache, UserError, encode, load, load_aligner, load_encoder, load_task, load_translated,
+                    make_parser, pick_device, run, write_whole)
 
 BOOTSTRAP = 10_000     # resamples of the test items behind a 95% interval
 CHUNK = 1_024          # lines that --predict labels at once: constant memory, order kept
-METHODS = ("english", "langalign", "rev", "translated", "native")                  # the table's order
+METHODS = ("majority", "english", "langalign", "rev", "translated", "native")      # the table, top-down
+ARCHES = (None, "fc", "ae", "linear", "procrustes", "shift")
+GREY = "#808080"       # legible on white and on black, as the colours are
+COLORS = ("#3b82c4", "#d9822b", "#2a9d62", "#a05eb5", "#c94f4f", "#8a7a20", "#2f9c9c", "#c2569b")
 
 def get_args(argv=None):
     p = make_parser(__doc__)
     p.add_argument("--lang", help="target language; without it every language that has a head")
     p.add_argument("--predict", metavar="FILE", help="label the lines of FILE, or of standard input: -")
-    return p.parse_args(argv)
+    p.add_argument("--plot", metavar="FILE.svg", help="draw pairs and accuracies of --lang as SVG")
+    args = p.parse_args(argv)
+    if args.plot and not args.lang:
+        raise UserError("--plot draws one language: python eval.py --lang ko --plot FILE.svg")
+    return args
 
-def load_heads(out, lang):
+def load_heads(out, lang, encoder, info):
     """([(path, artifact)] of the heads for `lang`, None: all, and of english, newest first; languages)."""
     make = f"python step3_head.py --out {out} --lang {lang or 'ko'}"
-    heads = [(path, load(path, "head", make)) for path in Path(out).glob("head-*.pt")]
+    heads = [(path, load(path, "head", make, encoder.fingerprint)) for path in Path(out).glob("head-*.pt")]
     heads.sort(key=lambda item: -item[0].stat().st_mtime_ns)
     langs = sorted({head["lang"] for _, head in heads} - {"en"})
     if not heads or not (lang or langs) or lang and lang not in (langs or [lang]):   # english serves any
         there = f"no head for {lang or 'a target language'}, only for: {' '.join(langs or ['en'])}"
         raise UserError(f"{out}: {there if heads else 'no head in this run folder'}; make one with: {make}")
+    for path, head in heads:
+        if head["heads"]["weight"].shape[1:] != (encoder.dim, len(info["labels"])) or \
+                head["labels"] != info["labels"]:
+            raise UserError(f"{path}: labels {head['labels']} of another width or order than embed.pt's "
+                            f"{info['labels']}; delete it, or make it again with: {make}")
     heads = [(path, head) for path, head in heads if head["lang"] in (lang or head["lang"], "en")]
     return heads, [lang] if lang else langs
 
-def load_lms(out, heads, device):
-    """{fingerprint: (Encoder, run info)} of the LMs that the heads stand on; UserError for a head without."""
-    lms = {}
-    for path in sorted(Path(out).glob("embed*.pt")):
-        encoder, info = load_encoder(out, path.name)
-        lms[encoder.fingerprint] = encoder.to(device), info
-    for path, head in heads:
-        shape = head["heads"]["weight"].shape[1:]                                                    # (D, C)
-        if head["lm"] not in lms or shape != (lms[head["lm"]][0].dim, len(head["labels"])):
-            make = f"python step3_head.py --out {out} --lang {head['lang']} --method {head['method']}"
-            raise UserError(f"{path}: of another LM or width than {out}; delete it, or make it with: {make}")
-    return lms
-
 def logits_of(head, x):
     """Embeddings e(x) (N, D) -> logits (S, N, C) of a head's seeds; Rev-LangAlign maps x by A first."""
-    if head["aligner"]:
+    if head["method"] == "rev":
         x = load_aligner(head).map(x)
     weight, bias, mean, scale = (head["heads"][name] for name in ("weight", "bias", "mean", "scale"))
     return (x - mean) / scale @ weight + bias
@@ -68,45 +70,129 @@ def macro_f1(predicted, y, classes):
     confusion = torch.bincount(y * classes + predicted, minlength=classes ** 2).view(classes, classes)
     return (2 * confusion.diag() / (confusion.sum(0) + confusion.sum(1)).clamp_min(1)).mean().item()
 
-def bootstrap(difference, seed):
-    """95% interval of the mean of a per-item difference (N,), test items resampled with replacement."""
-    rng, n = np.random.default_rng(seed), len(difference)
-    return np.percentile([difference[rng.integers(0, n, n)].mean() for _ in range(BOOTSTRAP)], [2.5, 97.5])
+def bootstrap(differences, seed):
+    """95% intervals (2, H) of the column means of differences (N, H): test items resampled with replacement,
+    the same resamples for every column."""
+    rng, n = np.random.default_rng(seed), len(differences)
+    blocks = tqdm(range(BOOTSTRAP // 100), desc="bootstrap", delay=2, leave=False)
+    means = [rng.multinomial(n, np.full(n, 1 / n), 100) @ differences / n for _ in blocks]
+    return np.percentile(np.concatenate(means), [2.5, 97.5], axis=0)
 
-def evaluate(lang, heads, lms, args, device, dtype):
-    """(one record a head on the test split of `lang`, majority class's share, test rows)."""
-    caches = {key: Cache(encoder, args.out, device, dtype) for key, (encoder, _) in lms.items()}
-    records, correct = [], {}
+def rank_correlation(a, b):
+    """Spearman's, of two lists of numbers, ties averaged; nan for fewer than three or where all are equal."""
+    ranks = []
+    for values in (a, b):
+        _, place, counts = np.unique(values, return_inverse=True, return_counts=True)
+        ranks.append((np.cumsum(counts) - (counts - 1) / 2)[place])
+    return np.corrcoef(ranks)[0, 1] if len(a) > 2 and min(map(np.ptp, ranks)) > 0 else float("nan")
+
+def record_of(name, heads, predicted, y):
+    """Table row of one variant: heads that differ in seeds only, predicted (S, N) over all their seeds."""
+    first, hits = heads[0], (predicted == y).double()
+    variant = name.partition(f"-n{first['n']}")[2].replace("-", " ").strip()
+    measured = [head["alignment"]["A"] for head in heads if head["alignment"]] or [{"r2": None, "p1": None}]
+    return {"method": first["method"], "arch": first["arch"], "n": first["n"], "head": name,
+            "variant": variant, "aligners": len(heads),
+            "label": " ".join(filter(None, (first["method"], first["arch"], variant))),
+            "seeds": len(hits), "accuracy": hits.mean().item(),
+            "accuracy_std": hits.mean(1).std(correction=0).item(),
+            "macro_f1": float(np.mean([macro_f1(p, y, len(first["labels"])) for p in predicted])),
+            **{key: np.mean([m[key] for m in measured]).item() if first["arch"] else None for key in ("r2", "p1")},
+            **first["cost"], "seconds": first["seconds"]}
+
+def evaluate(lang, heads, cache, info, seed):
+    """One record a variant on the test split of `lang`, in the table's order; aligner seeds are pooled."""
+    texts, y, labels = load_task(info["data"], info["task"], lang, "test", info["labels"])
+    x, groups = cache(texts, "encode test"), {}
     for path, head in heads:
-        info, labels = lms[head["lm"]][1], head["labels"]
-        texts, y, _ = load_task(info["data"], info["task"], lang, "test", labels)
-        predicted = logits_of(head, caches[head["lm"]](texts, "encode test")).argmax(2)              # (S, N)
-        hits = (predicted == y).double()                                                             # (S, N)
-        correct[path.name] = hits.mean(0).numpy()                                                    # (N,)
-        own = f" ({head['tuned_on']} LM)" if head["tuned_on"] != "english" else ""
-        records.append({"method": head["method"] + own, "lang": lang, "arch": head["arch"], "n": head["n"],
-                        "seeds": len(hits), "accuracy": hits.mean().item(),
-                        "accuracy_std": hits.mean(1).std(correction=0).item(),
-                        "macro_f1": float(np.mean([macro_f1(p, y, len(labels)) for p in predicted])),
-                        "delta": None, "delta_low": None, "delta_high": None, "head": path.name})
-    for record in records:
-        if record["method"] != "english" and "head-english.pt" in correct:
-            difference = correct[record["head"]] - correct["head-english.pt"]
-            record["delta"] = difference.mean()
-            record["delta_low"], record["delta_high"] = bootstrap(difference, args.seed)
-    return records, y.bincount().max().item() / len(y), len(y)
+        groups.setdefault(re.sub(r"-seed\d+(?=-|$)", "", path.stem), []).append(head)
+    often = y.bincount().argmax().expand(1, len(y))                                                  # (1, N)
+    nobody = {"method": "majority", "arch": None, "n": None, "alignment": None, "labels": labels,
+              "cost": {"sentences": 0, "characters": 0}, "seconds": {"encode": 0, "align": 0, "head": 0}}
+    votes = {"majority": ([nobody], often)}
+    for name, variants in groups.items():
+        votes[name] = variants, torch.cat([logits_of(head, x).argmax(2) for head in variants])       # (S, N)
+    records = [record_of(name, variants, predicted, y) for name, (variants, predicted) in votes.items()]
+    if "head-english" in votes:
+        correct = {name: (predicted == y).double().mean(0) for name, (_, predicted) in votes.items()}
+        differences = torch.stack([hits - correct["head-english"] for hits in correct.values()], 1).numpy()
+        for r, delta, low, high in zip(records, differences.mean(0), *bootstrap(differences, seed)):
+            r |= {"delta": delta, "delta_low": low, "delta_high": high}
+        tops = [r for name in ("native", "translated") for r in records if r["method"] == name]
+        for r in records:                                    # share of the gap, where there is one
+            if tops and tops[0]["delta_low"] > 0 and r["method"] in METHODS[2:]:
+                r["recovered"], r["ceiling"] = r["delta"] / tops[0]["delta"], tops[0]["method"]
+    order = {name: i for i, name in enumerate(METHODS)}
+    records.sort(key=lambda r: (order[r["method"]], ARCHES.index(r["arch"]), r["variant"], r["n"] or 0))
+    return [{"lang": lang, "items": len(y), **r} for r in records]
 
-def show(lang, records, majority, items):
-    """Print the table of one language."""
-    print(f"\n{lang}: {items} test rows, majority class {majority:.2%}; +- over head seeds; difference to "
-          f"english with its 95% interval over test rows, in points")
-    print("  method                 aligner             n  seeds  accuracy    +-  macro F1  difference")
-    for r in sorted(records, key=lambda r: (METHODS.index(r["method"].split()[0]), r["head"])):
-        variant = (r["arch"] or "-") + r["head"][:-3].partition(f"-n{r['n']}")[2].replace("-", " ")
-        line = (f"  {r['method']:22s} {variant:14s} {r['n'] or '-':>6} {r['seeds']:6d}  "
-                f"{100 * r['accuracy']:8.2f} {100 * r['accuracy_std']:5.2f}  {100 * r['macro_f1']:8.2f}")
-        delta = [100 * (r[key] or 0) for key in ("delta", "delta_low", "delta_high")]
-        print(line + ("" if r["delta"] is None else "  {:+.2f} [{:+.2f}, {:+.2f}]".format(*delta)))
+def show(lang, records):
+    """Print the table of one language, and how far alignment foretells accuracy."""
+    print(f"\n{lang}: {records[0]['items']} test rows. +- over seeds, of aligners and heads; difference to english "
+          "in points with its 95% interval over test rows;\ngap: that difference as a share of "
+          f"{records[-1].get('ceiling', 'native')}'s; R^2, P@1: A on held-out pairs; sentences and characters "
+          "translated;\nseconds to encode the method's own text, make A, train the heads\n"
+          "  method     aligner             n seeds accuracy    +-     F1  difference               gap   R^2  "
+          " P@1 sentences characters  seconds")
+    for r in records:
+        cells = [f"  {r['method']:10s} {(r['arch'] or '-') + ' ' + r['variant']:14s} {r['n'] or '-':>6} "
+                 f"{r['seeds']:5d} {100 * r['accuracy']:8.2f} {100 * r['accuracy_std']:5.2f} "
+                 f"{100 * r['macro_f1']:6.2f} "]
+        interval = [100 * r.get(key, 0) for key in ("delta", "delta_low", "delta_high")]
+        cells.append("" if r["method"] == "english" or "delta" not in r
+                     else "{:+6.2f} [{:+6.2f}, {:+6.2f}]".format(*interval))
+        cells.append(f"{r['recovered']:.0%}" if "recovered" in r else "")
+        cells.append(f"{r['r2']:.3f} {r['p1']:6.1%}" if r["arch"] else "")
+        cells += [r["sentences"] or "", r["characters"] or ""]
+        cells.append(" / ".join(f"{r['seconds'][k]:.0f}" for k in ("encode", "align", "head")))
+        print("{} {:23s} {:>4s} {:>12s} {:>9} {:>10}  {}".format(*cells).rstrip())
+    mapped = [r for r in records if r["method"] == "langalign"]
+    task = [r["accuracy"] for r in mapped]
+    told = ", ".join(f"{name} {rank_correlation([r[k] for r in mapped], task):+.2f}"
+                     for k, name in (("r2", "R^2"), ("p1", "P@1")))
+    if len(mapped) > 2:
+        print(f"  rank correlation with accuracy over {len(mapped)} langalign rows: {told}")
+
+def plot(path, lang, records, heads, cache, info):
+    """Write a standalone SVG: held-out pairs on two principal components, and accuracy against n."""
+    head = next(head for _, head in heads if head["method"] == "langalign")        # the newest
+    count, svg = min(head["alignment"]["held_out"], 200), []
+    pairs = load_translated(info["data"], info["task"], lang, head["n"])[:2]
+    x, y = (cache(texts[-count:]) for texts in pairs)                              # (N, D), unseen by A
+    clouds = torch.stack([x, load_aligner(head).map(x), y])                        # (3, N, D)
+    flat = (clouds - clouds.mean((0, 1))).flatten(0, 1)
+    spots = (flat @ torch.linalg.svd(flat, full_matrices=False).Vh[:2].T).view(3, count, 2)
+    spots = spots - spots.amin((0, 1))
+    spots = (spots / spots.amax((0, 1)) * 330 + 30).round().tolist()               # pixels
+
+    def draw(kind, words="", **attributes):
+        given = " ".join(f'{key.replace("_", "-")}="{value}"' for key, value in attributes.items())
+        svg.append(f"<{kind} {given}>{words}</{kind}>")
+
+    for i, words in enumerate(("English e(d)", f"A(e(d)), {head['arch']}", f"{lang} e(T(d))")):
+        draw("text", words, x=30 + 125 * i, y=16, fill=COLORS[i])
+        for j, (u, v) in enumerate(spots[i]):
+            draw("circle", cx=u, cy=v, r=4 if j < 10 else 2, fill=COLORS[i])
+            if i and j < 10:                                 # ten pairs joined: d, A(d), T(d)
+                draw("path", d=f"M{spots[i - 1][j][0]} {spots[i - 1][j][1]} L{u} {v}", stroke=GREY)
+    shown, level = ([r for r in records if bool(r["n"]) == b and r["method"] != "majority"] for b in (1, 0))
+    kinds, sizes = list(dict.fromkeys(r["label"] for r in shown)), sorted({r["n"] for r in shown})
+    ends = [r["delta" + end] for r in shown + level for end in ("", "_low", "_high")]
+    for r in records:                                        # heights of the value and of its interval
+        r["y"] = [360 - 330 * (r["delta" + e] - min(ends)) / (max(ends) - min(ends)) for e in ("", "_low", "_high")]
+    draw("text", f"{lang}: accuracy, 95% interval of its difference to english", x=430, y=16, fill=GREY)
+    for r in level:
+        draw("path", d=f"M430 {r['y'][0]:.0f} H770", stroke=GREY, stroke_dasharray=4)
+        draw("text", f"{r['method']} {r['accuracy']:.1%}", x=774, y=r["y"][0] + 4, fill=GREY)
+    for k, r in ((kinds.index(r["label"]), r) for r in shown):
+        u = 430 + 340 * (sizes.index(r["n"]) + (k + 1) / (len(kinds) + 1)) / len(sizes)
+        draw("text", f"n = {r['n']:,}", x=430 + 340 * sizes.index(r["n"]) / len(sizes), y=380, fill=GREY)
+        draw("text", r["label"], x=430 + 150 * (k % 3), y=402 + 18 * (k // 3), fill=COLORS[k % len(COLORS)])
+        draw("path", d=f"M{u:.0f} {r['y'][1]:.0f} V{r['y'][2]:.0f}", stroke=COLORS[k % len(COLORS)], stroke_width=2)
+        draw("circle", cx=round(u), cy=round(r["y"][0]), r=4, fill=COLORS[k % len(COLORS)])
+    svg = "\n".join(dict.fromkeys(svg))                      # each legend once
+    size = f'width="900" height="{410 + 18 * -(-len(kinds) // 3)}" font-family="sans-serif" font-size="13"'
+    write_whole(path, lambda file: file.write(f'<svg xmlns="http://www.w3.org/2000/svg" {size}>{svg}</svg>'.encode()))
 
 def read_texts(stream, pair, name):
     """Texts of a binary stream, one a line; UserError with the line's number."""
@@ -137,25 +223,30 @@ def predict(path, head, encoder, device, dtype):
 def main(argv=None):
     args = get_args(argv)
     device, dtype, machine = pick_device(args)
-    heads, langs = load_heads(args.out, args.lang)
+    encoder, info = load_encoder(args.out)
+    heads, langs = load_heads(args.out, args.lang, encoder, info)
+    encoder.to(device)
     if args.predict:
         if not args.lang and len(langs) > 1:
             raise UserError(f"--predict needs --lang; {args.out} has heads for: {' '.join(langs)}")
-        best = max(heads, key=lambda item: (item[1]["method"] == "langalign", item[1]["lang"] != "en"))
-        encoder, _ = load_lms(args.out, [best], device)[best[1]["lm"]]
-        return predict(args.predict, best[1], encoder, device, dtype)
+        _, best = max(heads, key=lambda item: (item[1]["method"] == "langalign", item[1]["lang"] != "en"))
+        return predict(args.predict, best, encoder, device, dtype)
+    methods = {head["method"] for _, head in heads}
+    if args.plot and not {"english", "langalign"} <= methods:
+        raise UserError(f"--plot needs a langalign and an english head, {args.out} has: {' '.join(methods)}; "
+                        f"make both: python step3_head.py --out {args.out} --lang {args.lang}")
 
-    lms = load_lms(args.out, heads, device)
     print(f"eval | {machine} | {len(heads)} heads | languages {' '.join(langs)}", flush=True)
-    results = []
+    cache, results = Cache(encoder, args.out, device, dtype), []
     for lang in langs:
         mine = [item for item in heads if item[1]["lang"] in (lang, "en")]
-        records, majority, items = evaluate(lang, mine, lms, args, device, dtype)
-        show(lang, records, majority, items)
-        results += records
+        results += evaluate(lang, mine, cache, info, args.seed)
+        show(lang, [r for r in results if r["lang"] == lang])
     path = Path(args.out, "results.json")
     write_whole(path, lambda file: file.write((json.dumps(results, indent=1) + "\n").encode()))
-    print(f"\n-> {path}")
+    if args.plot:
+        plot(args.plot, args.lang, results, heads, cache, info)
+    print(f"\n-> {path} {args.plot or ''}")
 
 if __name__ == "__main__":
     run(main)

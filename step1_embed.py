@@ -6,7 +6,7 @@
 
 Reads   <data>/<task>/en/{train,dev}.tsv (formats: data/README.md) and a Hugging Face encoder.
 Writes  <out>/embed.pt: LM, tokenizer, labels and where the data is, so that the later steps need no hub and
-        no repeated flags. With --train-on native or translated <out>/embed-<that>-<lang>.pt, for baselines.
+        no repeated flags. For a baseline LM (--train-on) give a run folder of its own: --out runs/native-ko.
 Expect  a dev accuracy well above the majority class's; the epoch with the best is the one kept.
 """
 import copy
@@ -19,7 +19,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 from tqdm import tqdm
 
-from common import (UserError, autocast, encode, file_name, load_pretrained, load_task, load_train_dev,
+from common import (UserError, autocast, encode, load_pretrained, load_task, load_train_dev,
                     make_parser, pad, pick_device, positive, run, save_encoder)
 
 POOL_OF_BATCHES = 50   # batches whose rows are sorted by length together: little padding, still random order
@@ -172,7 +172,7 @@ def main(argv=None):
 
     start = time.perf_counter()
     history = tune(model, train, dev, args) if args.epochs else []
-    path = Path(args.out, file_name("embed", args.train_on if args.lang else "", args.lang, n=args.n))
+    path = Path(args.out, "embed.pt")
     save_encoder(path, encoder, data=args.data, task=args.task, labels=labels, pair=len(train[0][0]) == 2,
                  config={key: str(value) for key, value in vars(args).items()}, history=history,
                  seed=args.seed, seconds=time.perf_counter() - start)

@@ -19,13 +19,12 @@ import torch.nn.functional as F
 from tqdm import tqdm
 
 from common import (Cache, UserError, file_name, load, load_aligner, load_encoder, load_train_dev,
-                    make_parser, pick_device, positive, run, save)
+                    load_translated, make_parser, pick_device, positive, run, save, volume)
 
-EPOCHS, STEPS = 20, 2_000   # both at least, so that few rows get enough steps; the best epoch on dev is kept
+EPOCHS, STEPS = 10, 2_000   # both at least, so that few rows get enough steps
 BATCH = 64             # rows a step: ours
-LR = 1e-3              # peak learning rate of AdamW, linear decay: ours
-INIT = 0.02            # standard deviation of the first weights, as in Hugging Face heads: directions that
-                       # English leaves undecided keep them, and the target language falls on some of those
+LR = 1e-3              # peak learning rate of Adam, linear decay to 0: ours
+INIT = 0.02            # standard deviation of the first weights
 METHODS = {"langalign": "English through A", "english": "English, the floor",
            "native": "target-language rows, the ceiling", "translated": "the translations and their labels",
            "rev": "English, with A in front at inference"}
@@ -39,12 +38,11 @@ def get_args(argv=None):
                    "translated: rows, else 20000, or all if fewer")
     p.add_argument("--arch", choices=("fc", "ae", "linear", "procrustes", "shift"),
                    help="langalign, rev: the aligner of this arch, else the newest")
-    p.add_argument("--lm", choices=("english", "native", "translated"), default="english",
-                   help="what the LM was tuned on, step 1's --train-on; others than english for baselines")
     p.add_argument("--seeds", type=positive, default=5, help="heads, each with its own start and batch order")
-    p.add_argument("--decay", type=float, default=1.0, help="weight decay of AdamW (ours)")
+    p.add_argument("--l2", type=float, default=0.05, help="weight of |w|^2 in the loss, on standardised "
+                   "inputs: keeps the head off directions that the languages do not share (ours)")
     args = p.parse_args(argv)
-    if not args.lang and (args.method != "english" or args.lm != "english"):
+    if not args.lang and args.method != "english":
         raise UserError(f"--lang is missing: python step3_head.py --lang ko --method {args.method}")
     return args
 
@@ -76,45 +74,32 @@ class Heads(nn.Module):
     def forward(self, x):
         return (x - self.mean) / self.scale @ self.weight + self.bias
 
-def train_heads(x, y, dev_x, dev_y, classes, seeds, decay, device):
-    """Cross-entropy on embeddings x (N, D), y (N,). Each seed keeps its epoch of best dev accuracy.
-
-    Returns (Heads, dev accuracies (S,)).
-    """
+def train_heads(x, y, classes, seeds, l2, device):
+    """Heads trained with cross-entropy + l2 |w|^2 on embeddings x (N, D), y (N,), all seeds at once."""
     heads = Heads(seeds, x.shape[1], classes)
     heads.mean, heads.scale = x.mean(0), x.std(0).clamp_min(1e-6)
     heads.to(device)
-    x, y, dev_x, dev_y = (t.to(device) for t in (x, y, dev_x, dev_y))
-    optimizer = torch.optim.AdamW(heads.parameters(), lr=LR, weight_decay=decay, fused=True)
-    batches = -(-len(x) // BATCH)
-    epochs = max(EPOCHS, STEPS // batches)
+    x, y, batches = x.to(device), y.to(device), -(-len(x) // BATCH)
+    epochs = max(EPOCHS, -(-STEPS // batches))
+    optimizer = torch.optim.Adam(heads.parameters(), lr=LR, fused=True)
     schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, epochs * batches)
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-    best = torch.full((len(seeds),), -1.0, device=device)
-    kept = {name: p.detach().clone() for name, p in heads.named_parameters()}
     for epoch in tqdm(range(epochs), desc="heads", unit="epoch", delay=2, leave=False):
         order = torch.stack([torch.randperm(len(x), generator=g) for g in generators]).to(device)    # (S, N)
-        for index in order.split(BATCH, dim=1):                               # (S, B)
-            logits = heads(x[index])                                               # (S, B, C)
-            loss = F.cross_entropy(logits.flatten(0, 1), y[index].flatten())
+        for index in order.split(BATCH, dim=1):                                                      # (S, B)
+            logits = heads(x[index])                                                              # (S, B, C)
+            loss = F.cross_entropy(logits.flatten(0, 1), y[index].flatten()) * len(seeds)  # each seed's mean
+            loss = loss + l2 * heads.weight.square().sum()
             optimizer.zero_grad(set_to_none=True)
-            (loss * len(seeds)).backward()                                         # each seed's own mean loss
+            loss.backward()
             optimizer.step()
             schedule.step()
         if not torch.isfinite(loss):
-            raise UserError(f"loss is {loss.item()} in epoch {epoch + 1} of the heads: check the embeddings")
-        with torch.no_grad():
-            accuracy = (heads(dev_x).argmax(2) == dev_y).float().mean(1)           # (S,)
-            better = accuracy > best
-            best = torch.where(better, accuracy, best)
-            for name, p in heads.named_parameters():
-                kept[name][better] = p[better]
-    heads.load_state_dict({**heads.state_dict(), **kept})
-    return heads.cpu(), best.cpu()
+            raise UserError(f"loss is {loss.item()} in epoch {epoch + 1} of the heads; lower --l2 {l2:g}")
+    return heads.cpu()
 
 def make_head(method, args, cache, info, device):
     """Train the heads of one method, report them and write their artifact."""
-    start = time.perf_counter()
     fingerprint, lang = cache.encoder.fingerprint, "en" if method == "english" else args.lang
     source, art = None, {}
     if method in ("langalign", "rev"):
@@ -122,39 +107,43 @@ def make_head(method, args, cache, info, device):
     (texts, y), (dev_texts, dev_y) = load_train_dev(
         info["data"], info["task"], args.lang if method in ("native", "translated") else "en", info["labels"],
         method == "translated", args.n)
-    x, dev_x = cache(texts, "encode train"), cache(dev_texts, "encode dev")        # (N, D), (M, D)
+    dev_x, x = cache(dev_texts, "encode dev"), cache(texts, "encode train")        # (M, D), (N, D)
+    seconds = {"encode": cache.seconds, "align": 0.0, **art.get("seconds", {})}    # of its own texts
     if method == "langalign":
         aligner = load_aligner(art)
         x, dev_x = aligner.map(x), aligner.map(dev_x)                              # A(e(d_en))
     seeds = [1000 * args.seed + s for s in range(args.seeds)]
-    heads, dev = train_heads(x, y, dev_x, dev_y, len(info["labels"]), seeds, args.decay, device)
+    start = time.perf_counter()
+    heads = train_heads(x, y, len(info["labels"]), seeds, args.l2, device)
+    seconds["head"] = time.perf_counter() - start
+    with torch.no_grad():
+        dev = (heads(dev_x).argmax(2) == dev_y).float().mean(1)                    # (S,)
 
     n = len(texts) + len(dev_texts) if method == "translated" else art.get("n")
     variant = source.stem.split("-", 2)[2] if source else f"n{n}" if n else None
     path = Path(args.out, file_name("head", method, args.lang if lang != "en" else None, variant,
-                                    lm=args.lm if args.lm != "english" else None,
-                                    decay=args.decay if args.decay != 1 else None, seed=args.seed or None,
+                                    l2=args.l2 if args.l2 != 0.05 else None, seed=args.seed or None,
                                     seeds=args.seeds if args.seeds != 5 else None))
     majority = dev_y.bincount().max().item() / len(dev_y)
     print(f"{method}{f' by {source}' if source else ''}: dev accuracy {dev.mean():.2%} +- "
           f"{dev.std(correction=0):.2%}, majority class {majority:.2%} -> {path}")
     if dev.mean() <= majority:
         print(f"warning: the head learned nothing, dev accuracy {dev.mean():.2%} is the majority class's")
-    used = art if method == "rev" else {}
-    save(path, "head", lm=fingerprint, method=method, lang=lang, arch=art.get("arch"), n=n, tuned_on=args.lm,
+    english = load_translated(info["data"], info["task"], args.lang, n)[0] if method == "translated" else []
+    save(path, "head", lm=fingerprint, method=method, lang=lang, arch=art.get("arch"), n=n,
          labels=info["labels"], pair=info["pair"], heads=heads.state_dict(), dev=dev.tolist(),
-         aligner=used.get("aligner"), state=used.get("state"), alignment=art.get("report"), seed=args.seed,
-         config={key: str(value) for key, value in vars(args).items()}, seconds=time.perf_counter() - start)
+         aligner=art.get("aligner"), state=art.get("state"), alignment=art.get("report"), seed=args.seed,
+         config={key: str(value) for key, value in vars(args).items()}, seconds=seconds,
+         cost=art.get("cost") or volume(english))
 
 def main(argv=None):
     args = get_args(argv)
     device, dtype, machine = pick_device(args)
-    name = "embed.pt" if args.lm == "english" else f"embed-{args.lm}-{args.lang}.pt"
-    encoder, info = load_encoder(args.out, name)
+    encoder, info = load_encoder(args.out)
     print(f"step 3 | {machine} | {args.method}: {METHODS[args.method]} | {args.seeds} linear heads of "
           f"{encoder.dim} x {len(info['labels'])}, LM and aligner frozen", flush=True)
     cache = Cache(encoder.to(device), args.out, device, dtype)
-    if args.method != "english" and args.lm == "english":
+    if args.method != "english":
         try:
             load(Path(args.out, "head-english.pt"), "head", "", encoder.fingerprint)
         except UserError:                                    # none yet, or one of an earlier LM
