@@ -141,8 +141,8 @@ def download(url, path):
 
 def fetch(names, raw, cache):
     """{url: path} of all that the sources need; UserError, before any work, if --raw lacks one."""
-    wanted = sorted({url for name in names for url in urls(SOURCES[name]).values()})
-    paths = {url: Path(raw or cache, url.rsplit("/", 1)[1]) for url in wanted}
+    paths = {url: Path(raw or cache, url.rsplit("/", 1)[1])
+             for name in names for url in urls(SOURCES[name]).values()}
     for url, path in paths.items():
         if raw and not path.is_file():
             needs = " ".join(path.name for path in paths.values())
