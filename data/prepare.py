@@ -19,10 +19,10 @@ nli ja            MNLI train, XNLI dev, test    JNLI train, dev, test           
 Labels get the names of the English ones. A row is dropped, and counted, if its label is none of them ("-",
 neutral reviews), a text is empty, it has too few or too many cells, or its texts stand in test or dev too
 (test keeps them, then dev). English files are the same whatever --lang is. SST-2 has no public test labels,
-and its train rows are phrases of a few sentences, so no English test is cut off them. XNLI-MT is joined with
-the English inside it, KorNLI with MNLI: both by row, labels and counts checked. JSICK labels its languages
-apart; the Japanese labels are kept, since what is trained on a pair's label reads its translation. JSICK's
-test rows stay unused.
+and many of its train rows are phrases of one sentence, so no English test is cut off them. XNLI-MT is joined
+with the English inside it, KorNLI with MNLI: both by row, labels and counts checked. JSICK labels its
+languages apart; the Japanese labels are kept, since what is trained on a pair's label reads its translation.
+JSICK's test rows stay unused.
 """
 import contextlib
 import csv
@@ -110,7 +110,10 @@ def urls(source):
     return {file: source.url + ("" if source.url.endswith(".zip") else file) for file in source.files}
 
 def download(url, path):
-    """Fetch url to path by way of path.part, from where an earlier try was cut, if the server lets us."""
+    """Fetch url to path by way of path.part, from where an earlier try was cut, if the server lets us.
+
+    Halves of two editions are no danger: they fail the zip's checksum or the row count.
+    """
     part = path.with_name(path.name + ".part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -168,10 +171,11 @@ def records(lines, where, source):
             if line.strip():
                 try:
                     record = json.loads(line)
-                    yield number, [str(record[name]) for name in wanted]
+                    cells = [str(record[name]) for name in wanted]
                 except (ValueError, KeyError, TypeError):
                     raise UserError(f"{where}:{number}: no JSON object with {' '.join(wanted)}; "
                                     f"{CHANGED} {source.url}")
+                yield number, cells
         return
     if where.endswith(".csv"):
         reader = csv.reader(lines)                           # texts may hold commas, quotes and line breaks

@@ -447,6 +447,12 @@ def test_exit_status_and_help(tmp_path):
     assert all(word in page for word in ("Reads ", "Writes ", "Expect ", "data/prepare.py nli", "--raw", "default:"))
 
 
+def test_printed_commands_parse():
+    readme = (ROOT / "data" / "README.md").read_text(encoding="utf-8")
+    found = re.findall(r"^ +python data/prepare.py ([^#\n]+)", readme + prepare.__doc__, re.M)
+    assert len(found) == 4 and all(prepare.get_args(command.split()) for command in found)
+
+
 def test_the_table_is_complete_and_agrees_with_data_readme():
     section = (ROOT / "data" / "README.md").read_text(encoding="utf-8").split("## Public data")[1].split("\n## ")[0]
     assert {name for names in prepare.NEEDS.values() for name in names.split()} == set(prepare.SOURCES)
