@@ -284,11 +284,11 @@ def sentiment(read, lang):
     """({(language, split): rows}, notes for the user)."""
     files = {("en", split): whole(read("SST-2", f"SST-2/{split}.tsv")) for split in ("train", "dev")}
     notes = ["en has no test.tsv: the labels of SST-2's test are not public"]
-    how = "cut off by a fixed shuffle, a tenth of the rows, 2,000 at most"
+    how = "by a fixed shuffle, a tenth of the rows, 2,000 at most"
     if lang == "ko":
         files["ko", "test"] = whole(read("NSMC", "ratings_test.txt"))
         files["ko", "train"], files["ko", "dev"] = cut(whole(read("NSMC", "ratings_train.txt")))
-        notes.append(f"ko dev: NSMC has none; {how} of its train")
+        notes.append(f"ko dev: NSMC has none; cut off its train {how}")
     elif lang == "ja":
         for split in ("train", "dev", "test"):
             files["ja", split] = whole(read("JRTE", "pn.tsv", (split,)))
@@ -296,7 +296,7 @@ def sentiment(read, lang):
         rows = whole(read("waimai", "waimai_10k.csv") + read("ChnSentiCorp", "ChnSentiCorp_htl_all.csv"))
         rows, files["zh", "test"] = cut(rows)
         files["zh", "train"], files["zh", "dev"] = cut(rows)
-        notes.append(f"zh test, dev: the sources have none; {how} of both together")
+        notes.append(f"zh test, dev: the sources have none; cut off both together {how}")
     notes.append(f"no {lang}/translated.tsv: there are no in-domain translations of SST-2; "
                  "data/translate.py makes one")
     return files, notes

@@ -263,6 +263,8 @@ def test_labels_texts_and_drops_are_as_they_should_be(world, capsys):
     out = capsys.readouterr().out
     assert "pn.tsv: 54 rows, as expected, of train 18, dropped 6 without a label of the task" in out
     assert "ratings_train.txt: 41 rows, as expected, dropped 1 with an empty text" in out
+    assert "ko dev: NSMC has none; cut off its train by a fixed shuffle" in out
+    assert "zh test, dev: the sources have none; cut off both together by a fixed shuffle" in out
     assert "xnli.test.tsv: 120 rows, as expected, of zh 30, dropped 1 without a label of the task" in out
 
     def lines(name):
