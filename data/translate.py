@@ -27,6 +27,7 @@ from pathlib import Path
 
 import torch
 import transformers
+from huggingface_hub.utils import enable_progress_bars
 from tqdm import tqdm
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
@@ -77,7 +78,7 @@ def get_args(argv=None):
     p.add_argument("--max-new-tokens", type=positive, default=256, help="longer translations are cut")
     p.add_argument("--batch-tokens", type=positive, help=f"of a batch, else {BATCH_TOKENS}")
     p.add_argument("--skip", action="store_true", help="--merge: leave out rows that have no translation")
-    p.add_argument("--force", action="store_true", help="replace a file that this command did not make")
+    p.add_argument("--force", action="store_true", help="replace a file that these settings did not make")
     p.add_argument("--device", help="cuda, cuda:1, mps or cpu; without it the first of these that is there")
     p.add_argument("--amp", choices=("auto", "off", "bf16", "fp16"), default="auto",
                    help="precision of the model; auto: bf16 where native, else fp16 on CUDA, fp32 elsewhere")
@@ -113,15 +114,16 @@ def load_model(name):
     """(model in fp32, tokenizer) from a hub name or a folder; UserError if they are none."""
     transformers.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
+    enable_progress_bars()                                   # the hub's: a model is gigabytes to wait for
     warnings.filterwarnings("ignore", message="Recommended: pip install sacremoses")
     try:
         tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
         model = AutoModelForSeq2SeqLM.from_pretrained(name, dtype=torch.float32, trust_remote_code=False)
     except Exception as err:                                 # hub, file and class each raise their own
         why = " ".join(str(err).split())
-        lacking = not importlib.util.find_spec("sentencepiece")
-        if lacking and re.search("sentencepiece|AutoTokenizer", why, re.I):
-            raise UserError(f"--model {name}: its tokenizer needs a package: pip install sentencepiece")
+        vague = "AutoTokenizer" in why and not importlib.util.find_spec("sentencepiece")
+        if vague or re.search("sentencepiece|protobuf|tiktoken", why, re.I):
+            raise UserError(f"--model {name}: its tokenizer needs more: pip install sentencepiece protobuf")
         raise UserError(f"--model {name}: {why[:150]}; give a translation model's hub name or folder")
     if tokenizer.pad_token_id is None:
         raise UserError(f"--model {name}: its tokenizer has no padding token; give another translation model")
@@ -173,7 +175,8 @@ class Translator:
         forced = {} if self.first is None else {"forced_bos_token_id": self.first}
         batch = pad(rows, pad_id, self.device)
         out = self.model.generate(**batch, num_beams=self.args.beams, do_sample=False,
-                                  max_new_tokens=self.limit, **forced)[:, 1:]    # without the decoder's start
+                                  max_new_tokens=self.limit, pad_token_id=pad_id, **forced)
+        out = out[:, 1:]                                     # without the token that starts a decoder
         cut = (out != pad_id).sum(1) >= self.limit
         texts = self.tokenizer.batch_decode(out[:, len(forced):], skip_special_tokens=True)
         return [[" ".join(text.split()), is_cut] for text, is_cut in zip(texts, cut.tolist())]
@@ -241,7 +244,8 @@ def translate(sentences, progress, translator):
             progress.add(chunk=[[sentence, *text] for sentence, text in zip(part, out)])
             progress.done |= {sentence: tuple(text) for sentence, text in zip(part, out)}
     if sources_cut:
-        print(f"warning: {sources_cut} sentences were cut to the {translator.max_len} tokens the model takes")
+        print(f"warning: {sources_cut} sentences reach the {translator.max_len} tokens that the model takes, and "
+              "are cut there")
 
 # train.tsv, translated.tsv and the files handed out
 def load_rows(args):

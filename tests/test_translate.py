@@ -274,14 +274,29 @@ def test_a_source_without_its_language_token_is_refused(hub, data, tmp_path):
            match="does not write __en__ into a source")
 
 
-def test_a_tokenizer_that_needs_sentencepiece_says_so(hub, data, tmp_path, monkeypatch):
-    monkeypatch.setattr(translate.importlib.util, "find_spec", lambda name: None)
-
+@pytest.mark.parametrize("why, match", [
+    ("\nMarianTokenizer requires the SentencePiece library but", "needs more: pip install sentencepiece protobuf"),
+    ("`tiktoken` is required to read a `tiktoken` file.", "needs more: pip install sentencepiece protobuf"),
+    ("Unrecognized configuration class MarianConfig to build an AutoTokenizer.", "needs more: pip install sentencep"),
+    ("does not appear to have a file named config.json", "opus: does not appear .*hub name or folder")])
+def test_what_a_tokenizer_lacks_is_said(data, monkeypatch, why, match):
     def missing(*args, **kw):
-        raise ImportError("\nMarianTokenizer requires the SentencePiece library but it was not found")
+        raise ValueError(why)
+    monkeypatch.setattr(translate.importlib.util, "find_spec", lambda name: None)
     monkeypatch.setattr(translate.AutoTokenizer, "from_pretrained", missing)
-    refuse(translate.main, "--data", data, "--task", "mood", "--lang", "de", "--model", "opus",
-           match="--model opus: its tokenizer needs a package: pip install sentencepiece")
+    refuse(translate.main, "--data", data, "--task", "mood", "--lang", "de", "--model", "opus", match=match)
+
+
+def test_a_model_of_another_pair_is_warned_of(hub, data, monkeypatch, capsys):
+    load = translate.load_model
+
+    def german(name):
+        model, tokenizer = load(name)
+        tokenizer.target_lang = "de"                         # as opus-mt-en-de's has it
+        return model, tokenizer
+    monkeypatch.setattr(translate, "load_model", german)
+    go(data, "--model", hub["marian"], "--n", 4, *FAST)
+    assert "says that it translates into 'de'" in capsys.readouterr().out
 
 
 # What the model writes
@@ -327,6 +342,26 @@ def test_cut_translations_are_counted_again_on_resuming(hub, data, capsys):
     first = capsys.readouterr().out
     go(data, *args)
     assert "10 translations were cut at 3 tokens" in first and "10 translations were cut" in capsys.readouterr().out
+
+
+def test_long_sources_are_warned_of_and_memory_has_a_way_out(hub, data, batches, monkeypatch, capsys):
+    rows = [["good", " ".join(["film"] * 50)], *(["good", f"the {word} film"] for word in WORDS[:9])]
+    write(data / "long/en/train.tsv", ["label", "text"], rows)
+    args = ["--data", data, "--task", "long", "--lang", "ko", "--model", hub["m2m"], *FAST]
+    generate = translate.Translator.generate
+
+    def full(self, batch):
+        if sum(batches) >= 8:                                # the second chunk is too much
+            raise torch.OutOfMemoryError
+        return generate(self, batch)
+    monkeypatch.setattr(translate.Translator, "generate", full)
+    refuse(translate.main, *args, match="out of memory on cpu; lower --batch-tokens 1024 or --beams")
+    monkeypatch.setattr(translate.Translator, "generate", generate)
+    go(data, *args[6:], "--batch-tokens", 99, task="long")
+    assert batches == [8, 2]
+    write(data / "long/en/train.tsv", ["label", "text"], rows[:1])
+    go(data, *args[6:], "--beams", 1, "--force", task="long")
+    assert "1 sentences reach the 40 tokens that the model takes" in capsys.readouterr().out
 
 
 # Export and merge
