@@ -244,8 +244,8 @@ def translate(sentences, progress, translator):
             progress.add(chunk=[[sentence, *text] for sentence, text in zip(part, out)])
             progress.done |= {sentence: tuple(text) for sentence, text in zip(part, out)}
     if sources_cut:
-        print(f"warning: {sources_cut} sentences reach the {translator.max_len} tokens that the model takes, and "
-              "are cut there")
+        print(f"warning: {sources_cut} sentences reach the {translator.max_len} tokens that the model takes, "
+              "and are cut there")
 
 # train.tsv, translated.tsv and the files handed out
 def load_rows(args):
@@ -353,9 +353,9 @@ def merge(args):
 def by_model(args):
     """Write translated.tsv with a translation model."""
     columns, rows = load_rows(args)
-    progress = Progress(Path(args.data, args.task, args.lang, "translated.tsv"), model=args.model, lang=args.lang,
-                        lang_code=args.lang_code, beams=args.beams, max_new_tokens=args.max_new_tokens,
-                        amp=args.amp)
+    progress = Progress(Path(args.data, args.task, args.lang, "translated.tsv"), model=args.model,
+                        lang=args.lang, lang_code=args.lang_code, beams=args.beams, amp=args.amp,
+                        max_new_tokens=args.max_new_tokens)
     progress.guard(args.force)
     sentences = distinct(rows.values())
     left = sum(sentence not in progress.done for sentence in sentences)

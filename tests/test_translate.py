@@ -1,6 +1,7 @@
 """data/translate.py on tiny random models of each family: the rows of --n, resuming, languages, export and merge."""
-import json
 import os
+import random
+import re
 import signal
 import subprocess
 import sys
@@ -8,7 +9,7 @@ import sys
 import pytest
 import torch
 import translate
-from conftest import ROOT, WORDS, script, sentence, write
+from conftest import ROOT, WORDS, commands, script, sentence, write
 from test_errors import refuse
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import (M2M100Config, M2M100ForConditionalGeneration, MarianConfig, MarianMTModel, MBart50Tokenizer,
@@ -31,32 +32,33 @@ def make_model(folder, tokenizer, config, model, seed=1, ends=2.0):
                        eos_token_id=2, decoder_start_token_id=2, bos_token_id=0, forced_eos_token_id=2, dropout=0.1,
                        tie_word_embeddings=False, **layers))
     with torch.no_grad():                                    # special tokens and codes are no words
-        net.lm_head.weight[[i for i in tokenizer.all_special_ids if i != 2]] = 0
+        net.lm_head.weight[[i for t, i in tokenizer.get_vocab().items() if i != 2 and not t.isalpha()]] = 0
         net.lm_head.weight[2] *= ends                        # some sentences end early, some are cut
     net.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return str(folder)
 
 
-def word_tokenizer(codes=(), source=""):
+def word_tokenizer(codes=(), source="", special=True):
     """Words to tokens, language tokens `codes`, in front of each sentence the token `source`."""
     core = Tokenizer(models.WordLevel({w: i for i, w in enumerate([*SPECIAL, *WORDS, *codes])}, unk_token="<unk>"))
     core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     ends = [(token, core.token_to_id(token)) for token in (source, "</s>") if token]
     core.post_processor = processors.TemplateProcessing(single=f"{source} $A </s>".strip(), special_tokens=ends)
     return PreTrainedTokenizerFast(tokenizer_object=core, bos_token="<s>", pad_token="<pad>", eos_token="</s>",
-                                   unk_token="<unk>", extra_special_tokens=list(codes), model_max_length=40)
+                                   unk_token="<unk>", extra_special_tokens=list(codes) * special, model_max_length=40)
 
 
 @pytest.fixture(scope="module")
 def hub(tmp_path_factory):
-    """{family: folder of a model}."""
+    """{family: folder of a model}; those whose tokenizers know a source language come with another than English."""
     base, letters = tmp_path_factory.mktemp("models"), ["▁", *"abcdefghiklmnorstvwy"]
     m2m, marian = (M2M100Config, M2M100ForConditionalGeneration), (MarianConfig, MarianMTModel)
     return {name: make_model(base / name, tokenizer, *family) for name, tokenizer, family in (
-        ("m2m", word_tokenizer(["__en__", "__ko__", "__de__"], "__en__"), m2m),
-        ("nllb", NllbTokenizer(vocab={t: i for i, t in enumerate(SPECIAL + letters)}, merges=[]), m2m),
-        ("mbart", MBart50Tokenizer(vocab=[(t, -1.0) for t in ["<unk>", "<s>", "</s>"] + letters]),
+        ("m2m", word_tokenizer(["__en__", "__ko__", "__de__"], "__en__", special=False), m2m),
+        ("nllb", NllbTokenizer(vocab={t: i for i, t in enumerate(SPECIAL + letters)}, merges=[], src_lang="fra_Latn"),
+         m2m),
+        ("mbart", MBart50Tokenizer(vocab=[(t, -1.0) for t in ["<unk>", "<s>", "</s>"] + letters], src_lang="fr_XX"),
          (MBartConfig, MBartForConditionalGeneration)),
         ("marian", word_tokenizer(), marian),
         ("marian-mul", word_tokenizer([">>kor<<", ">>deu<<", ">>cmn_Hans<<", ">>cmn_Hant<<"]), marian))}
@@ -65,7 +67,6 @@ def hub(tmp_path_factory):
 @pytest.fixture
 def data(tmp_path):
     """Task `mood` of 60 rows, task `pair` of 12 rows on 4 premises."""
-    import random
     rng = random.Random(0)
     texts = sorted({sentence(rng, WORDS) for _ in range(80)})[:64]
     rng.shuffle(texts)
@@ -91,7 +92,8 @@ def english(data, n, task="mood"):
 def batches(monkeypatch):
     """The sizes of the batches that a model was given, as they come."""
     sizes, generate = [], translate.Translator.generate
-    monkeypatch.setattr(translate.Translator, "generate", lambda self, rows: sizes.append(len(rows)) or generate(self, rows))
+    monkeypatch.setattr(translate.Translator, "generate",
+                        lambda self, rows: sizes.append(len(rows)) or generate(self, rows))
     monkeypatch.setitem(translate.CHUNK, "cpu", 8)
     return sizes
 
@@ -180,8 +182,7 @@ translate.main({args!r})
     assert os.listdir(data / "mood/ko") == [path.name]
     resumed = go(data, *args[6:])
     assert sum(batches) == 40 - 16
-    for record in path.read_text(encoding="utf-8").splitlines()[4:]:
-        json.loads(record)                                   # no record was glued to the half line
+    assert go(data, *args[6:]) == resumed and sum(batches) == 40 - 16     # no record was glued to the half line
     for file in (data / "mood/ko").iterdir():
         file.unlink()
     assert go(data, *args[6:]) == resumed
@@ -247,10 +248,11 @@ def test_the_table_of_codes_is_nllbs_and_finds_mbarts():
     assert all(translate.find_code(MBART, code[:2]) == code for code in MBART)
 
 
-def test_madlads_form_is_known():
+def test_madlads_form_is_known_and_a_stray_piece_is_no_language():
     tokenizer = word_tokenizer(["<2en>", "<2ko>", "<2zh_Latn>"])
     codes, before = translate.language_tokens(tokenizer)
     assert before and translate.find_code(codes, "ko") == "ko" and codes["zh_Latn"] == "<2zh_Latn>"
+    assert translate.language_tokens(word_tokenizer([">>x<<", "__en__", "__ko__"]))[1] is False
 
 
 @pytest.mark.parametrize("name, args, match", [
@@ -269,7 +271,8 @@ def test_mistakes(hub, data, name, args, match):
 
 
 def test_a_source_without_its_language_token_is_refused(hub, data, tmp_path):
-    folder = make_model(tmp_path / "m", word_tokenizer(["__en__", "__ko__"]), M2M100Config, M2M100ForConditionalGeneration)
+    folder = make_model(tmp_path / "m", word_tokenizer(["__en__", "__ko__"]), M2M100Config,
+                        M2M100ForConditionalGeneration)
     refuse(translate.main, "--data", data, "--task", "mood", "--lang", "ko", "--model", folder,
            match="does not write __en__ into a source")
 
@@ -320,20 +323,26 @@ def test_amp_decides_the_precision(hub, data, monkeypatch, amp, on):
     assert set(seen) == {on}
 
 
-def test_rows_with_an_empty_translation_are_left_out_and_the_rest_keeps_its_order(hub, data, monkeypatch, capsys):
-    empty = {row[0] for row in english(data, 20)[3:9:2]}
+def test_empty_translations_are_left_out_tabs_replaced_and_copies_warned_of(hub, data, monkeypatch, capsys):
+    empty, load = {row[0] for row in english(data, 20)[3:9:2]}, translate.load_model
 
-    def fake(self, rows):
-        texts = self.tokenizer.batch_decode([r["input_ids"] for r in rows], skip_special_tokens=True)
-        return [["" if t in empty else t if i else "한\t국\n어 ", i == 1] for i, t in enumerate(texts)]
-    clean = translate.Translator.generate
-    monkeypatch.setattr(translate.Translator, "generate", fake)
+    def echo(name):
+        """The model gives back its source, with tabs and line ends for spaces, or nothing."""
+        model, tokenizer = load(name)
+        decode = tokenizer.batch_decode
+        model.generate = lambda input_ids, **kw: torch.cat([input_ids[:, :1], input_ids], 1)
+        tokenizer.batch_decode = lambda ids, **kw: [
+            " \n" if text in empty else f" {text}\r\n".replace(" ", "\t ") for text in decode(ids, **kw)]
+        return model, tokenizer
+    monkeypatch.setattr(translate, "load_model", echo)
     go(data, "--model", hub["m2m"], "--n", 20, *FAST)
-    texts, _, _ = common.load_translated(data, "mood", "ko", 10)
-    assert texts == [row for row in english(data, 20) if row[0] not in empty][:10]
+    kept = [row for row in english(data, 20) if row[0] not in empty]
+    for n in (10, 17):
+        texts, translations, _ = common.load_translated(data, "mood", "ko", n)
+        assert texts == translations == kept[:n]
     out = capsys.readouterr().out
     assert "warning: 3 rows are left out, their translation is empty" in out
-    assert "identical to the source: is the language right?" in out and clean
+    assert "warning: 100% of the translations are identical to the source: is the language right?" in out
 
 
 def test_cut_translations_are_counted_again_on_resuming(hub, data, capsys):
@@ -443,6 +452,12 @@ def test_merge_does_not_replace_a_models_file_nor_the_reverse(hub, data, tmp_pat
 
 
 # From the shell
+@pytest.mark.parametrize("text", [translate.__doc__, (ROOT / "data/README.md").read_text(encoding="utf-8")])
+def test_every_printed_command_parses(text):
+    found = [args for name, args in commands(re.sub("^ +", "", text, flags=re.M)) if name == "data/translate.py"]
+    assert len(found) >= 3 and all(translate.get_args(args) for args in found)
+
+
 def test_help_and_a_mistake_from_the_shell(tmp_path):
     page = script("data/translate.py", "--help").stdout
     assert all(word in page for word in ("Reads ", "Writes ", "Expect ", "python data/translate.py", "--lang-code"))
