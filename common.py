@@ -51,18 +51,17 @@ def make_parser(doc):
     p.add_argument("--seed", type=int, default=0, help="of initial weights and batch order")
     return p
 
-def positive(text):
-    """argparse type: a whole number above 0."""
-    if text.isdecimal() and int(text) > 0:
-        return int(text)
-    raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
+def number(kind, low, below, words):
+    """argparse type: a number of `kind` from `low` to less than `below`, `words` in an error."""
+    def parse(text):
+        with contextlib.suppress(ValueError):
+            if low <= kind(text) < below:
+                return kind(text)
+        raise argparse.ArgumentTypeError(f"{text!r} is not {words}")
+    return parse
 
-def share(text):
-    """argparse type: a number from 0 to below 1."""
-    with contextlib.suppress(ValueError):
-        if 0 <= float(text) < 1:
-            return float(text)
-    raise argparse.ArgumentTypeError(f"{text!r} is not a number from 0 to below 1")
+positive = number(int, 1, float("inf"), "a whole number above 0")
+share = number(float, 0, 1, "a number from 0 to below 1")
 
 def run(main):
     """Call `main()`. A UserError becomes one line on stderr and exit status 2, Ctrl-C one line and 130."""
@@ -197,7 +196,7 @@ def load_translated(root, task, lang, n=None):
 
 def volume(texts):
     """What translating `texts` is billed by: {"sentences": a pair has two, "characters": of the source}."""
-    return {"sentences": sum(map(len, texts)), "characters": sum(len(part) for text in texts for part in text)}
+    return {"sentences": sum(map(len, texts)), "characters": sum(len(part) for t in texts for part in t)}
 
 # e(.): the multilingual encoder
 def masked_mean(hidden, attention_mask):
@@ -314,7 +313,8 @@ class Cache:
             seconds = time.perf_counter() - start
             packed = torch.frombuffer(bytearray(b"".join(key for key, _ in part)), dtype=torch.uint8)
             path = self.folder / f"{digest(packed)}.pt"
-            save(path, "cache", lm=self.encoder.fingerprint, keys=packed, embeddings=embeddings, seconds=seconds)
+            save(path, "cache", lm=self.encoder.fingerprint, keys=packed, embeddings=embeddings,
+                 seconds=seconds)
             self._add(path)
             self.encoded += len(part)
         places = np.array([self.where[key] for key in keys])          # (N, 2)
@@ -378,6 +378,10 @@ def load_aligner(art):
     except (RuntimeError, TypeError, ValueError) as err:
         raise UserError(f"an aligner of the wrong form ({str(err).splitlines()[0]}); run step 2 again")
     return aligner.eval()
+
+def logits(heads, x):
+    """x (N, D) or (S, B, D) through S linear heads on standardised inputs: (S, N or B, C). See step 3."""
+    return (x - heads["mean"]) / heads["scale"] @ heads["weight"] + heads["bias"]
 
 # Artifacts: plain dicts of tensors, numbers and strings
 def digest(value):

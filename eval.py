@@ -22,13 +22,15 @@ import torch
 from tqdm import tqdm
 
 from common import (Cache, UserError, encode, load, load_aligner, load_encoder, load_task, load_translated,
-                    make_parser, pick_device, run, write_whole)
+                    logits, make_parser, pick_device, run, write_whole)
 
 BOOTSTRAP = 10_000     # resamples of the test items behind a 95% interval
 CHUNK = 1_024          # lines that --predict labels at once: constant memory, order kept
 METHODS = ("majority", "english", "langalign", "rev", "translated", "native")      # the table, top-down
 ARCHES = (None, "fc", "ae", "linear", "procrustes", "shift")
 GREY = "#808080"       # legible on white and on black, as the colours are
+ENDS = ("", "_low", "_high")         # of a record's "delta": the difference to english and its interval
+SVG = '<svg xmlns="http://www.w3.org/2000/svg" width="900" height="520" font-family="sans-serif">'
 COLORS = ("#3b82c4", "#d9822b", "#2a9d62", "#a05eb5", "#c94f4f", "#8a7a20", "#2f9c9c", "#c2569b")
 
 def get_args(argv=None):
@@ -60,10 +62,7 @@ def load_heads(out, lang, encoder, info):
 
 def logits_of(head, x):
     """Embeddings e(x) (N, D) -> logits (S, N, C) of a head's seeds; Rev-LangAlign maps x by A first."""
-    if head["method"] == "rev":
-        x = load_aligner(head).map(x)
-    weight, bias, mean, scale = (head["heads"][name] for name in ("weight", "bias", "mean", "scale"))
-    return (x - mean) / scale @ weight + bias
+    return logits(head["heads"], load_aligner(head).map(x) if head["method"] == "rev" else x)
 
 def macro_f1(predicted, y, classes):
     """Mean of the classes' F1; predicted, y (N,)."""
@@ -87,17 +86,16 @@ def rank_correlation(a, b):
     return np.corrcoef(ranks)[0, 1] if len(a) > 2 and min(map(np.ptp, ranks)) > 0 else float("nan")
 
 def record_of(name, heads, predicted, y):
-    """Table row of one variant: heads that differ in seeds only, predicted (S, N) over all their seeds."""
+    """Numbers of one variant: heads that differ in seeds only, predicted (S, N) over all their seeds."""
     first, hits = heads[0], (predicted == y).double()
-    variant = name.partition(f"-n{first['n']}")[2].replace("-", " ").strip()
-    measured = [head["alignment"]["A"] for head in heads if head["alignment"]] or [{"r2": None, "p1": None}]
-    return {"method": first["method"], "arch": first["arch"], "n": first["n"], "head": name,
-            "variant": variant, "aligners": len(heads),
-            "label": " ".join(filter(None, (first["method"], first["arch"], variant))),
-            "seeds": len(hits), "accuracy": hits.mean().item(),
+    method, arch, n = first["method"], first["arch"], first["n"]
+    variant = name.partition(f"-n{n}")[2].replace("-", " ").strip()
+    measured = [head["alignment"]["A"] for head in heads if arch]
+    return {"method": method, "arch": arch, "n": n, "variant": variant, "head": name, "seeds": len(hits),
+            "label": " ".join(filter(None, (method, arch, variant))), "accuracy": hits.mean().item(),
             "accuracy_std": hits.mean(1).std(correction=0).item(),
             "macro_f1": float(np.mean([macro_f1(p, y, len(first["labels"])) for p in predicted])),
-            **{key: np.mean([m[key] for m in measured]).item() if first["arch"] else None for key in ("r2", "p1")},
+            **{key: float(np.mean([m[key] for m in measured])) for key in ("r2", "p1") if arch},
             **first["cost"], "seconds": first["seconds"]}
 
 def evaluate(lang, heads, cache, info, seed):
@@ -106,64 +104,55 @@ def evaluate(lang, heads, cache, info, seed):
     x, groups = cache(texts, "encode test"), {}
     for path, head in heads:
         groups.setdefault(re.sub(r"-seed\d+(?=-|$)", "", path.stem), []).append(head)
-    often = y.bincount().argmax().expand(1, len(y))                                                  # (1, N)
-    nobody = {"method": "majority", "arch": None, "n": None, "alignment": None, "labels": labels,
-              "cost": {"sentences": 0, "characters": 0}, "seconds": {"encode": 0, "align": 0, "head": 0}}
-    votes = {"majority": ([nobody], often)}
-    for name, variants in groups.items():
-        votes[name] = variants, torch.cat([logits_of(head, x).argmax(2) for head in variants])       # (S, N)
-    records = [record_of(name, variants, predicted, y) for name, (variants, predicted) in votes.items()]
+    votes = {name: torch.cat([logits_of(head, x).argmax(2) for head in of]) for name, of in groups.items()}
+    groups["majority"] = [dict(method="majority", arch=None, n=None, labels=labels, cost={}, seconds={})]
+    votes["majority"] = y.bincount().argmax().expand(1, len(y))                                      # (S, N)
+    records = [record_of(name, groups[name], votes[name], y) for name in votes]
     if "head-english" in votes:
-        correct = {name: (predicted == y).double().mean(0) for name, (_, predicted) in votes.items()}
-        differences = torch.stack([hits - correct["head-english"] for hits in correct.values()], 1).numpy()
-        for r, delta, low, high in zip(records, differences.mean(0), *bootstrap(differences, seed)):
-            r |= {"delta": delta, "delta_low": low, "delta_high": high}
+        correct = {name: (predicted == y).double().mean(0) for name, predicted in votes.items()}
+        gains = torch.stack([hits - correct["head-english"] for hits in correct.values()], 1).numpy()
+        for r, *delta in zip(records, gains.mean(0), *bootstrap(gains, seed)):
+            r |= zip(("delta", "delta_low", "delta_high"), delta)
         tops = [r for name in ("native", "translated") for r in records if r["method"] == name]
         for r in records:                                    # share of the gap, where there is one
             if tops and tops[0]["delta_low"] > 0 and r["method"] in METHODS[2:]:
-                r["recovered"], r["ceiling"] = r["delta"] / tops[0]["delta"], tops[0]["method"]
+                r |= {"recovered": r["delta"] / tops[0]["delta"], "ceiling": tops[0]["method"]}
     order = {name: i for i, name in enumerate(METHODS)}
     records.sort(key=lambda r: (order[r["method"]], ARCHES.index(r["arch"]), r["variant"], r["n"] or 0))
     return [{"lang": lang, "items": len(y), **r} for r in records]
 
 def show(lang, records):
     """Print the table of one language, and how far alignment foretells accuracy."""
-    print(f"\n{lang}: {records[0]['items']} test rows. +- over seeds, of aligners and heads; difference to english "
-          "in points with its 95% interval over test rows;\ngap: that difference as a share of "
-          f"{records[-1].get('ceiling', 'native')}'s; R^2, P@1: A on held-out pairs; sentences and characters "
-          "translated;\nseconds to encode the method's own text, make A, train the heads\n"
-          "  method     aligner             n seeds accuracy    +-     F1  difference               gap   R^2  "
-          " P@1 sentences characters  seconds")
+    print(f"\n{lang}: {records[0]['items']} test rows; +- over seeds of aligners and heads; difference to "
+          "english in points with its 95%\ninterval over test rows; gap: its share of "
+          f"{records[-1].get('ceiling', 'native')}'s; R^2, P@1: A on held-out pairs; text translated; seconds "
+          "to\nencode, make A, train heads\n  method     aligner             n seeds  accuracy    +-  macro F1"
+          "  difference              gap   R^2    P@1  sentences  characters  seconds")
     for r in records:
-        cells = [f"  {r['method']:10s} {(r['arch'] or '-') + ' ' + r['variant']:14s} {r['n'] or '-':>6} "
-                 f"{r['seeds']:5d} {100 * r['accuracy']:8.2f} {100 * r['accuracy_std']:5.2f} "
-                 f"{100 * r['macro_f1']:6.2f} "]
-        interval = [100 * r.get(key, 0) for key in ("delta", "delta_low", "delta_high")]
-        cells.append("" if r["method"] == "english" or "delta" not in r
-                     else "{:+6.2f} [{:+6.2f}, {:+6.2f}]".format(*interval))
-        cells.append(f"{r['recovered']:.0%}" if "recovered" in r else "")
-        cells.append(f"{r['r2']:.3f} {r['p1']:6.1%}" if r["arch"] else "")
-        cells += [r["sentences"] or "", r["characters"] or ""]
-        cells.append(" / ".join(f"{r['seconds'][k]:.0f}" for k in ("encode", "align", "head")))
-        print("{} {:23s} {:>4s} {:>12s} {:>9} {:>10}  {}".format(*cells).rstrip())
-    mapped = [r for r in records if r["method"] == "langalign"]
-    task = [r["accuracy"] for r in mapped]
-    told = ", ".join(f"{name} {rank_correlation([r[k] for r in mapped], task):+.2f}"
-                     for k, name in (("r2", "R^2"), ("p1", "P@1")))
+        line = f"  {r['method']:10s} {r['arch'] or '-'} {r['variant']}".ljust(28)
+        line += f"{r['n'] or '-':>6}{r['seeds']:6d}{r['accuracy']:10.2%}{100 * r['accuracy_std']:6.2f}{r['macro_f1']:10.2%}"
+        if "delta" in r and r["method"] != "english":
+            line += "  {:+.2f} [{:+.2f}, {:+.2f}]".format(*(100 * r["delta" + end] for end in ENDS))
+        line = line.ljust(84) + (f"{r['recovered']:5.0%}" if "recovered" in r else "")
+        line = line.ljust(90) + (f"{r['r2']:6.3f} {r['p1']:6.1%}" if r["arch"] else "")
+        line = line.ljust(104) + (f"{r['sentences']:11}{r['characters']:12}" if r.get("sentences") else "")
+        print(line.ljust(129) + " / ".join(f"{seconds:.0f}" for seconds in r["seconds"].values()))
+    mapped = [r for r in records if r["method"] == "langalign" and "delta" in r]
     if len(mapped) > 2:
-        print(f"  rank correlation with accuracy over {len(mapped)} langalign rows: {told}")
+        told = [f"{title} {rank_correlation([r[key] for r in mapped], [r['accuracy'] for r in mapped]):+.2f}"
+                for key, title in (("r2", "R^2"), ("p1", "P@1"))]
+        print(f"  rank correlation with accuracy over {len(mapped)} langalign rows: {', '.join(told)}")
 
 def plot(path, lang, records, heads, cache, info):
     """Write a standalone SVG: held-out pairs on two principal components, and accuracy against n."""
     head = next(head for _, head in heads if head["method"] == "langalign")        # the newest
-    count, svg = min(head["alignment"]["held_out"], 200), []
-    pairs = load_translated(info["data"], info["task"], lang, head["n"])[:2]
-    x, y = (cache(texts[-count:]) for texts in pairs)                              # (N, D), unseen by A
+    count, svg = min(head["alignment"]["held_out"], 200), [SVG]
+    x, y = (cache(t[-count:]) for t in load_translated(info["data"], info["task"], lang, head["n"])[:2])
     clouds = torch.stack([x, load_aligner(head).map(x), y])                        # (3, N, D)
     flat = (clouds - clouds.mean((0, 1))).flatten(0, 1)
-    spots = (flat @ torch.linalg.svd(flat, full_matrices=False).Vh[:2].T).view(3, count, 2)
-    spots = spots - spots.amin((0, 1))
-    spots = (spots / spots.amax((0, 1)) * 330 + 30).round().tolist()               # pixels
+    flat = flat @ torch.linalg.svd(flat, full_matrices=False).Vh[:2].T             # (3 N, 2)
+    flat = (flat - flat.amin(0)) / (flat.amax(0) - flat.amin(0)) * 330 + 30        # pixels
+    spots = flat.round().view(3, count, 2).tolist()
 
     def draw(kind, words="", **attributes):
         given = " ".join(f'{key.replace("_", "-")}="{value}"' for key, value in attributes.items())
@@ -177,22 +166,22 @@ def plot(path, lang, records, heads, cache, info):
                 draw("path", d=f"M{spots[i - 1][j][0]} {spots[i - 1][j][1]} L{u} {v}", stroke=GREY)
     shown, level = ([r for r in records if bool(r["n"]) == b and r["method"] != "majority"] for b in (1, 0))
     kinds, sizes = list(dict.fromkeys(r["label"] for r in shown)), sorted({r["n"] for r in shown})
-    ends = [r["delta" + end] for r in shown + level for end in ("", "_low", "_high")]
+    low, high = (pick(r["delta" + end] for r in shown + level for end in ENDS) for pick in (min, max))
     for r in records:                                        # heights of the value and of its interval
-        r["y"] = [360 - 330 * (r["delta" + e] - min(ends)) / (max(ends) - min(ends)) for e in ("", "_low", "_high")]
+        r["y"] = [360 - 330 * (r["delta" + end] - low) / (high - low) for end in ENDS]
     draw("text", f"{lang}: accuracy, 95% interval of its difference to english", x=430, y=16, fill=GREY)
     for r in level:
         draw("path", d=f"M430 {r['y'][0]:.0f} H770", stroke=GREY, stroke_dasharray=4)
         draw("text", f"{r['method']} {r['accuracy']:.1%}", x=774, y=r["y"][0] + 4, fill=GREY)
-    for k, r in ((kinds.index(r["label"]), r) for r in shown):
-        u = 430 + 340 * (sizes.index(r["n"]) + (k + 1) / (len(kinds) + 1)) / len(sizes)
-        draw("text", f"n = {r['n']:,}", x=430 + 340 * sizes.index(r["n"]) / len(sizes), y=380, fill=GREY)
-        draw("text", r["label"], x=430 + 150 * (k % 3), y=402 + 18 * (k // 3), fill=COLORS[k % len(COLORS)])
-        draw("path", d=f"M{u:.0f} {r['y'][1]:.0f} V{r['y'][2]:.0f}", stroke=COLORS[k % len(COLORS)], stroke_width=2)
-        draw("circle", cx=round(u), cy=round(r["y"][0]), r=4, fill=COLORS[k % len(COLORS)])
-    svg = "\n".join(dict.fromkeys(svg))                      # each legend once
-    size = f'width="900" height="{410 + 18 * -(-len(kinds) // 3)}" font-family="sans-serif" font-size="13"'
-    write_whole(path, lambda file: file.write(f'<svg xmlns="http://www.w3.org/2000/svg" {size}>{svg}</svg>'.encode()))
+    for r in shown:
+        k, place = kinds.index(r["label"]), sizes.index(r["n"])
+        u, color = 430 + 340 * (place + (k + 1) / (len(kinds) + 1)) / len(sizes), COLORS[k % len(COLORS)]
+        draw("text", f"n = {r['n']:,}", x=430 + 340 * place / len(sizes), y=380, fill=GREY)
+        draw("text", r["label"], x=430 + 235 * (k % 2), y=404 + 18 * (k // 2), fill=color)
+        draw("path", d=f"M{u:.0f} {r['y'][1]:.0f} V{r['y'][2]:.0f}", stroke=color, stroke_width=2)
+        draw("circle", cx=round(u), cy=round(r["y"][0]), r=4, fill=color)
+    text = "\n".join([*dict.fromkeys(svg), "</svg>\n"])                              # each legend once
+    write_whole(path, lambda file: file.write(text.encode()))
 
 def read_texts(stream, pair, name):
     """Texts of a binary stream, one a line; UserError with the line's number."""

@@ -25,6 +25,8 @@ RIDGES = (1e-4, 1e-3, 3e-3, 1e-2, 0.03, 0.1, 0.3, 1.0)      # shares of the mean
 TOLERANCE = 1.02       # the strongest ridge within 2% of the best held-out MSE: task text lies elsewhere
 DEPTH = {"fc": 2, "ae": 3}                         # ae's is the paper's, fc's is ours: readings differ
 DROPOUT = {"fc": 0.1, "ae": 0.1}                   # ours
+EPOCHS = 30            # at most, ours; the best on held-out pairs is kept
+LR = 1e-3              # peak learning rate of AdamW, cosine decay, ours
 BATCH = 128            # pairs a step, ours
 WEIGHT_DECAY = 3.0     # of AdamW, ours: little of it wins on held-out pairs and loses on other text
 PATIENCE = 5           # epochs without a better held-out MSE before training stops
@@ -47,8 +49,6 @@ def get_args(argv=None):
                    "this flag A(x) = W x + f(x), W the closed form linear: a lower held-out MSE (ours)")
     p.add_argument("--noise", type=share, help="share of the training pairs' translations to shuffle: "
                    "what bad translation does; held-out pairs stay clean")
-    p.add_argument("--epochs", type=positive, default=30, help="at most (ours); the best on held-out is kept")
-    p.add_argument("--lr", type=float, default=1e-3, help="peak learning rate of AdamW, cosine decay (ours)")
     return p.parse_args(argv)
 
 def shuffle_share(y, noise, seed):
@@ -102,12 +102,12 @@ def train(aligner, x, y, held_x, held_y, args, device):
         aligner.skip.weight.data = start.f.weight.data
     aligner.to(device)
     x, y, steps = x.to(device), y.to(device), -(-len(x) // BATCH)
-    optimizer = torch.optim.AdamW(aligner.f.parameters(), lr=args.lr, weight_decay=WEIGHT_DECAY, fused=True)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps * args.epochs)
+    optimizer = torch.optim.AdamW(aligner.f.parameters(), lr=LR, weight_decay=WEIGHT_DECAY, fused=True)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps * EPOCHS)
     generator, history = torch.Generator().manual_seed(args.seed), []
     best = F.mse_loss(aligner.map(held_x), held_y).item(), 0
     kept = {k: v.clone() for k, v in aligner.state_dict().items()}
-    bar = tqdm(range(1, args.epochs + 1), desc=f"align {args.arch}", unit="epoch", delay=2, leave=False)
+    bar = tqdm(range(1, EPOCHS + 1), desc=f"align {args.arch}", unit="epoch", delay=2, leave=False)
     for epoch in bar:
         aligner.train()
         total = torch.zeros((), device=device)
@@ -121,7 +121,7 @@ def train(aligner, x, y, held_x, held_y, args, device):
         error = F.mse_loss(aligner.map(held_x), held_y).item()
         history.append({"epoch": epoch, "loss": total.item() / steps, "held_out": error})
         if not np.isfinite(history[-1]["loss"] + error):
-            raise UserError(f"loss is not finite in epoch {epoch}; lower --lr {args.lr:g}")
+            raise UserError(f"loss is not finite in epoch {epoch}: look at the embeddings, or try --seed")
         bar.set_postfix(held_out=f"{error:.4g}")
         if error < best[0]:
             best, kept = (error, epoch), {k: v.clone() for k, v in aligner.state_dict().items()}
@@ -185,7 +185,7 @@ def main(argv=None):
                       DROPOUT.get(args.arch, 0.0) if args.dropout is None else args.dropout,
                       skip=not (closed or args.plain))
     size = sum(p.numel() for p in aligner.f.parameters())
-    work = "closed form" if closed else f"at most {args.epochs} epochs of {-(-(n - held) // BATCH)} steps"
+    work = "closed form" if closed else f"at most {EPOCHS} epochs of {-(-(n - held) // BATCH)} steps"
     print(f"step 2 | {machine} | A: {args.arch}{' reversed' * args.reverse}, {size:,} parameters, LM "
           f"frozen | en-{args.lang}: {n - held} pairs + {held} held out | {work}", flush=True)
     if info["pair"] and len(english[0]) == 1:
@@ -207,9 +207,7 @@ def main(argv=None):
     numbers = report(aligner.map(held_x), held_x, held_y, y.mean(0), gap)
     path = Path(args.out, file_name("align", args.lang, args.arch, f"n{n}", "rev" if args.reverse else "",
                                     "plain" if args.plain else "", depth=args.depth, hidden=args.hidden,
-                                    dropout=args.dropout, noise=args.noise or None, seed=args.seed or None,
-                                    lr=args.lr if args.lr != 1e-3 else None,
-                                    epochs=args.epochs if args.epochs != 30 else None))
+                                    dropout=args.dropout, noise=args.noise or None, seed=args.seed or None))
     save(path, "align", lm=encoder.fingerprint, lang=args.lang, arch=args.arch, n=n, reverse=args.reverse,
          aligner=aligner.config, state=aligner.state_dict(), report=numbers, history=history or [],
          config={key: str(value) for key, value in vars(args).items()}, seed=args.seed,

@@ -14,12 +14,11 @@ import time
 from pathlib import Path
 
 import torch
-import torch.nn as nn
 import torch.nn.functional as F
 from tqdm import tqdm
 
 from common import (Cache, UserError, file_name, load, load_aligner, load_encoder, load_train_dev,
-                    load_translated, make_parser, pick_device, positive, run, save, volume)
+                    load_translated, logits, make_parser, pick_device, positive, run, save, volume)
 
 EPOCHS, STEPS = 10, 2_000   # both at least, so that few rows get enough steps
 BATCH = 64             # rows a step: ours
@@ -58,45 +57,34 @@ def find_aligner(args, reverse, fingerprint):
             return path, art
     raise UserError(f"{args.out}: no aligner {pattern}{' of --reverse' * reverse}; make it with: {make}")
 
-class Heads(nn.Module):
-    """S independent linear heads as one tensor: (M, D) or (S, B, D) embeddings -> (S, M or B, C) logits.
-
-    Inputs are standardised by the training rows' mean and scale, kept as buffers (D,).
-    """
-    def __init__(self, seeds, dim, classes):
-        super().__init__()
-        start = [torch.randn(dim, classes, generator=torch.Generator().manual_seed(s)) for s in seeds]
-        self.weight = nn.Parameter(INIT * torch.stack(start))                      # (S, D, C)
-        self.bias = nn.Parameter(torch.zeros(len(seeds), 1, classes))              # (S, 1, C)
-        self.register_buffer("mean", torch.zeros(dim))
-        self.register_buffer("scale", torch.ones(dim))
-
-    def forward(self, x):
-        return (x - self.mean) / self.scale @ self.weight + self.bias
-
 def train_heads(x, y, classes, seeds, l2, device):
-    """Heads trained with cross-entropy + l2 |w|^2 on embeddings x (N, D), y (N,), all seeds at once."""
-    heads = Heads(seeds, x.shape[1], classes)
-    heads.mean, heads.scale = x.mean(0), x.std(0).clamp_min(1e-6)
-    heads.to(device)
+    """S linear heads at once, one a seed, by cross-entropy + l2 |w|^2 on embeddings x (N, D), labels y (N,).
+
+    Returns {"weight": (S, D, C), "bias": (S, 1, C), "mean": (D,), "scale": (D,)}, what `logits` takes.
+    """
+    start = [torch.randn(x.shape[1], classes, generator=torch.Generator().manual_seed(s)) for s in seeds]
+    heads = {"weight": INIT * torch.stack(start), "bias": torch.zeros(len(seeds), 1, classes),
+             "mean": x.mean(0), "scale": x.std(0).clamp_min(1e-6)}                 # inputs are standardised
+    heads = {name: tensor.to(device) for name, tensor in heads.items()}
+    trained = [heads["weight"].requires_grad_(), heads["bias"].requires_grad_()]
     x, y, batches = x.to(device), y.to(device), -(-len(x) // BATCH)
     epochs = max(EPOCHS, -(-STEPS // batches))
-    optimizer = torch.optim.Adam(heads.parameters(), lr=LR, fused=True)
+    optimizer = torch.optim.Adam(trained, lr=LR, fused=True)
     schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, epochs * batches)
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
     for epoch in tqdm(range(epochs), desc="heads", unit="epoch", delay=2, leave=False):
         order = torch.stack([torch.randperm(len(x), generator=g) for g in generators]).to(device)    # (S, N)
         for index in order.split(BATCH, dim=1):                                                      # (S, B)
-            logits = heads(x[index])                                                              # (S, B, C)
-            loss = F.cross_entropy(logits.flatten(0, 1), y[index].flatten()) * len(seeds)  # each seed's mean
-            loss = loss + l2 * heads.weight.square().sum()
+            out = logits(heads, x[index])                                                         # (S, B, C)
+            loss = F.cross_entropy(out.flatten(0, 1), y[index].flatten()) * len(seeds)   # the seeds' sum
+            loss = loss + l2 * heads["weight"].square().sum()
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             optimizer.step()
             schedule.step()
         if not torch.isfinite(loss):
             raise UserError(f"loss is {loss.item()} in epoch {epoch + 1} of the heads; lower --l2 {l2:g}")
-    return heads.cpu()
+    return {name: tensor.detach().cpu() for name, tensor in heads.items()}
 
 def make_head(method, args, cache, info, device):
     """Train the heads of one method, report them and write their artifact."""
@@ -116,8 +104,7 @@ def make_head(method, args, cache, info, device):
     start = time.perf_counter()
     heads = train_heads(x, y, len(info["labels"]), seeds, args.l2, device)
     seconds["head"] = time.perf_counter() - start
-    with torch.no_grad():
-        dev = (heads(dev_x).argmax(2) == dev_y).float().mean(1)                    # (S,)
+    dev = (logits(heads, dev_x).argmax(2) == dev_y).float().mean(1)                # (S,)
 
     n = len(texts) + len(dev_texts) if method == "translated" else art.get("n")
     variant = source.stem.split("-", 2)[2] if source else f"n{n}" if n else None
@@ -131,7 +118,7 @@ def make_head(method, args, cache, info, device):
         print(f"warning: the head learned nothing, dev accuracy {dev.mean():.2%} is the majority class's")
     english = load_translated(info["data"], info["task"], args.lang, n)[0] if method == "translated" else []
     save(path, "head", lm=fingerprint, method=method, lang=lang, arch=art.get("arch"), n=n,
-         labels=info["labels"], pair=info["pair"], heads=heads.state_dict(), dev=dev.tolist(),
+         labels=info["labels"], pair=info["pair"], heads=heads, dev=dev.tolist(),
          aligner=art.get("aligner"), state=art.get("state"), alignment=art.get("report"), seed=args.seed,
          config={key: str(value) for key, value in vars(args).items()}, seconds=seconds,
          cost=art.get("cost") or volume(english))
