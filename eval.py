@@ -123,20 +123,21 @@ def evaluate(lang, heads, cache, info, seed):
 
 def show(lang, records):
     """Print the table of one language, and how far alignment foretells accuracy."""
+    ceiling = records[-1].get("ceiling", "native")
     print(f"\n{lang}: {records[0]['items']} test rows; +- over seeds of aligners and heads; difference to "
-          "english in points with its 95%\ninterval over test rows; gap: its share of "
-          f"{records[-1].get('ceiling', 'native')}'s; R^2, P@1: A on held-out pairs; text translated; seconds "
-          "to\nencode, make A, train heads\n  method     aligner             n seeds  accuracy    +-  macro F1"
-          "  difference              gap   R^2    P@1  sentences  characters  seconds")
+          "english in points with its\n95% interval over test rows; gap: its share of "
+          f"{ceiling}'s; R^2, P@1: A on held-out pairs; text\ntranslated; seconds to encode the method's own "
+          "text, make A, train the heads\n  method     aligner             n seeds  accuracy    +-  macro F1"
+          "  difference                gap   R^2    P@1   sentences  characters  seconds")
     for r in records:
-        line = f"  {r['method']:10s} {r['arch'] or '-'} {r['variant']}".ljust(28)
-        line += f"{r['n'] or '-':>6}{r['seeds']:6d}{r['accuracy']:10.2%}{100 * r['accuracy_std']:6.2f}{r['macro_f1']:10.2%}"
+        line = f"  {r['method']:10s} {r['arch'] or '-'} {r['variant']}".ljust(28) + f"{r['n'] or '-':>6}"
+        line += f"{r['seeds']:6d}{r['accuracy']:10.2%}{100 * r['accuracy_std']:6.2f}{r['macro_f1']:10.2%}"
         if "delta" in r and r["method"] != "english":
-            line += "  {:+.2f} [{:+.2f}, {:+.2f}]".format(*(100 * r["delta" + end] for end in ENDS))
-        line = line.ljust(84) + (f"{r['recovered']:5.0%}" if "recovered" in r else "")
-        line = line.ljust(90) + (f"{r['r2']:6.3f} {r['p1']:6.1%}" if r["arch"] else "")
-        line = line.ljust(104) + (f"{r['sentences']:11}{r['characters']:12}" if r.get("sentences") else "")
-        print(line.ljust(129) + " / ".join(f"{seconds:.0f}" for seconds in r["seconds"].values()))
+            line += "  {:+6.2f} [{:+.2f}, {:+.2f}]".format(*(100 * r["delta" + end] for end in ENDS))
+        line = line.ljust(90) + (f"{r['recovered']:5.0%}" if "recovered" in r else "")
+        line = line.ljust(95) + (f"{r['r2']:6.3f}{r['p1']:7.1%}" if r["arch"] else "")
+        line = line.ljust(108) + (f"{r['sentences']:12}{r['characters']:12}" if r.get("sentences") else "")
+        print(line.ljust(135) + " / ".join(f"{seconds:.0f}" for seconds in r["seconds"].values()))
     mapped = [r for r in records if r["method"] == "langalign" and "delta" in r]
     if len(mapped) > 2:
         told = [f"{title} {rank_correlation([r[key] for r in mapped], [r['accuracy'] for r in mapped]):+.2f}"
