@@ -27,7 +27,6 @@ from pathlib import Path
 
 import torch
 import transformers
-from huggingface_hub.utils import enable_progress_bars
 from tqdm import tqdm
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
@@ -113,8 +112,6 @@ def find_code(codes, lang, flag="--lang"):
 def load_model(name):
     """(model in fp32, tokenizer) from a hub name or a folder; UserError if they are none."""
     transformers.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
-    enable_progress_bars()                                   # the hub's: a model is gigabytes to wait for
     warnings.filterwarnings("ignore", message="Recommended: pip install sacremoses")
     try:
         tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
