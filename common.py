@@ -241,7 +241,6 @@ def pad(rows, pad_id, device):
 def load_pretrained(name, pool, max_len):
     """Encoder from a hub name or a folder, as fp32 whatever its file holds; UserError if it is none."""
     transformers.logging.set_verbosity_error()               # its report on BERT's pooler drowns ours
-    transformers.utils.logging.disable_progress_bar()
     try:
         tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
         lm = AutoModel.from_pretrained(name, dtype=torch.float32, trust_remote_code=False)
@@ -386,24 +385,23 @@ def logits(heads, x):
 # Artifacts: plain dicts of tensors, numbers and strings
 def digest(value):
     """Hex digest of nested dicts and lists of tensors, numbers and strings: same content, same digest."""
-    hasher = hashlib.blake2b(digest_size=20)
-
-    def add(value):
-        if isinstance(value, torch.Tensor):
-            hasher.update(f"{value.dtype}{tuple(value.shape)}".encode())
-            hasher.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
-        elif isinstance(value, (dict, list, tuple)):
-            hasher.update(f"{type(value).__name__}{len(value)}".encode())
-            for item in sorted(value.items()) if isinstance(value, dict) else value:
-                add(item)
-        else:
-            hasher.update(f"{type(value).__name__}{value!r}".encode())
-
-    add(value)
+    if isinstance(value, torch.Tensor):
+        head = f"{value.dtype}{tuple(value.shape)}"
+        parts = [value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy()]
+    elif isinstance(value, (dict, list, tuple)):
+        head, ordered = f"{type(value).__name__}{len(value)}", isinstance(value, (list, tuple))
+        parts = [digest(item).encode() for item in (value if ordered else sorted(value.items()))]
+    else:
+        head, parts = f"{type(value).__name__}{value!r}", []
+    hasher = hashlib.blake2b(head.encode(), digest_size=20)
+    for part in parts:
+        hasher.update(part)
     return hasher.hexdigest()
 
-def save(path, kind, **content):
-    """Write an artifact whole or not at all: to a temporary name, then renamed."""
+def save(path, kind, args=None, **content):
+    """Write an artifact whole or not at all: to a temporary name, then renamed. args: the command line."""
+    if args:
+        content |= {"config": {key: str(value) for key, value in vars(args).items()}, "seed": args.seed}
     content |= {"kind": kind, "format": FORMAT, "torch": str(torch.__version__),   # str: not its own class
                 "transformers": transformers.__version__}
     content["digest"] = digest(content)
@@ -447,7 +445,7 @@ def load(path, kind, remake, lm=None):
         raise UserError(f"{path}: made with another LM than embed.pt beside it; make it again with: {remake}")
     return content
 
-def save_encoder(path, encoder, **content):
+def save_encoder(path, encoder, args, **content):
     """Write embed.pt: LM weights, config and tokenizer, enough to go on offline. Sets the fingerprint."""
     with tempfile.TemporaryDirectory() as folder:
         encoder.tokenizer.save_pretrained(folder)
@@ -457,7 +455,7 @@ def save_encoder(path, encoder, **content):
     state = {name: tensor.detach().cpu() for name, tensor in encoder.lm.state_dict().items()}
     identity = {"state": state, "files": files, "pool": encoder.pool, "max_len": encoder.max_len}
     encoder.fingerprint = digest(identity)
-    save(path, "embed", lm=encoder.fingerprint, **identity, **content)
+    save(path, "embed", args, lm=encoder.fingerprint, **identity, **content)
 
 def load_encoder(out):
     """(Encoder, frozen; the artifact: data, task, labels, pair, ...) from a run folder's embed.pt."""
@@ -478,6 +476,12 @@ def load_encoder(out):
                         f"({str(err).splitlines()[0][:100]}); make it again with: {remake}")
     encoder.fingerprint = art["lm"]
     return encoder.eval().requires_grad_(False), art         # LM frozen: no gradient, no dropout
+
+def open_run(args):
+    """(Cache of the run folder's frozen LM, what embed.pt holds besides, the machine in words)."""
+    device, dtype, machine = pick_device(args)
+    encoder, info = load_encoder(args.out)
+    return Cache(encoder.to(device), args.out, device, dtype), info, machine
 
 def file_name(*parts, **options):
     """File name of a variant: parts and key+value options joined by "-", empty ones left out."""

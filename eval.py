@@ -21,8 +21,8 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from common import (Cache, UserError, encode, load, load_aligner, load_encoder, load_task, load_translated,
-                    logits, make_parser, pick_device, run, write_whole)
+from common import (UserError, encode, load, load_aligner, load_task, load_translated, logits, make_parser,
+                    open_run, run, write_whole)
 
 BOOTSTRAP = 10_000     # resamples of the test items behind a 95% interval
 CHUNK = 1_024          # lines that --predict labels at once: constant memory, order kept
@@ -195,7 +195,7 @@ def read_texts(stream, pair, name):
             raise UserError(f"{name}:{number}: {len(text)} tab-separated columns; this task reads {1 + pair}")
         yield text
 
-def predict(path, head, encoder, device, dtype):
+def predict(path, head, cache):
     """Label a file or standard input: a line `label <tab> probability` for each line, in order."""
     try:
         source = contextlib.nullcontext(sys.stdin.buffer) if path == "-" else open(path, "rb")
@@ -205,29 +205,28 @@ def predict(path, head, encoder, device, dtype):
     with source as stream:
         texts = read_texts(stream, head["pair"], "standard input" if path == "-" else path)
         while chunk := list(itertools.islice(texts, CHUNK)):
-            probability = logits_of(head, encode(encoder, chunk, device, dtype)).softmax(2).mean(0)  # (N, C)
+            x = encode(cache.encoder, chunk, cache.device, cache.dtype)
+            probability = logits_of(head, x).softmax(2).mean(0)                                      # (N, C)
             for value, label in zip(*(column.tolist() for column in probability.max(1))):
                 print(f"{head['labels'][label]}\t{value:.4f}")
             sys.stdout.flush()
 
 def main(argv=None):
     args = get_args(argv)
-    device, dtype, machine = pick_device(args)
-    encoder, info = load_encoder(args.out)
-    heads, langs = load_heads(args.out, args.lang, encoder, info)
-    encoder.to(device)
+    cache, info, machine = open_run(args)
+    heads, langs = load_heads(args.out, args.lang, cache.encoder, info)
     if args.predict:
         if not args.lang and len(langs) > 1:
             raise UserError(f"--predict needs --lang; {args.out} has heads for: {' '.join(langs)}")
         _, best = max(heads, key=lambda item: (item[1]["method"] == "langalign", item[1]["lang"] != "en"))
-        return predict(args.predict, best, encoder, device, dtype)
+        return predict(args.predict, best, cache)
     methods = {head["method"] for _, head in heads}
     if args.plot and not {"english", "langalign"} <= methods:
         raise UserError(f"--plot needs a langalign and an english head, {args.out} has: {' '.join(methods)}; "
                         f"make both: python step3_head.py --out {args.out} --lang {args.lang}")
 
     print(f"eval | {machine} | {len(heads)} heads | languages {' '.join(langs)}", flush=True)
-    cache, results = Cache(encoder, args.out, device, dtype), []
+    results = []
     for lang in langs:
         mine = [item for item in heads if item[1]["lang"] in (lang, "en")]
         results += evaluate(lang, mine, cache, info, args.seed)

@@ -24,7 +24,7 @@ from common import (UserError, autocast, encode, load_pretrained, load_task, loa
 
 POOL_OF_BATCHES = 50   # batches whose rows are sorted by length together: little padding, still random order
 WARMUP = 0.06          # share of the steps with rising learning rate
-WEIGHT_DECAY = 0.01    # on weight matrices only, never on embeddings: see UsedRows
+WEIGHT_DECAY = 0.01    # on weight matrices only, never on embeddings: see use_rows
 CLIP = 1.0             # of the gradient's norm
 DROPOUT = 0.1          # in front of the classifier
 
@@ -50,34 +50,27 @@ def get_args(argv=None):
                         "python step1_embed.py --train-on native --lang ko")
     return args
 
-class UsedRows(nn.Module):
-    """Word embeddings cut to the rows that the data uses: XLM-R has 250,000, a task a few thousand.
+def use_rows(encoder, rows):
+    """Cut the LM's word embeddings to the rows that tokenised `rows` use: a few thousand of XLM-R's 250,000.
 
     Exact: an unused row gets no gradient, and embeddings get no weight decay, so AdamW leaves it as it is.
+    Returns a function that puts the full table back, with the trained rows in it.
     """
-    def __init__(self, full, used):
-        super().__init__()
-        self.full, self.used = [full], used                  # in a list: no submodule, so no parameter
-        self.weight = nn.Parameter(full.weight.detach()[used])                     # (U, D)
-        slot = torch.zeros(full.num_embeddings, dtype=torch.int64)
-        slot[used] = torch.arange(len(used))
-        self.register_buffer("slot", slot)                                         # (V,): id -> row of weight
-        self.padding_idx = None if full.padding_idx is None else int(slot[full.padding_idx])
-
-    def forward(self, input_ids):
-        return F.embedding(self.slot[input_ids], self.weight, self.padding_idx)    # (B, T, D)
-
-    def restore(self):
-        """The full table again, with the trained rows in it."""
-        self.full[0].weight.data[self.used] = self.weight.detach().cpu()
-        return self.full[0]
-
-def use_rows(encoder, rows):
-    """Swap the LM's word embeddings for those that the tokenised `rows` (and padding) use."""
     full = encoder.lm.get_input_embeddings()
-    ids = {encoder.tokenizer.pad_token_id}.union(*(row["input_ids"] for row in rows))
-    ids |= {full.padding_idx} - {None}
-    encoder.lm.set_input_embeddings(UsedRows(full, torch.tensor(sorted(ids))))
+    used = {encoder.tokenizer.pad_token_id, full.padding_idx or 0}
+    used = sorted(used.union(*(row["input_ids"] for row in rows)))
+    slot = torch.zeros(full.num_embeddings, dtype=torch.int64)                     # (V,): id -> row of cut
+    slot[used] = torch.arange(len(used))
+    padding = None if full.padding_idx is None else int(slot[full.padding_idx])
+    cut = nn.Embedding.from_pretrained(full.weight.detach()[used], freeze=False, padding_idx=padding)
+    cut.register_buffer("slot", slot)
+    cut.register_forward_pre_hook(lambda module, inputs: module.slot[inputs[0]])
+    encoder.lm.set_input_embeddings(cut)
+
+    def restore():
+        full.weight.data[used] = cut.weight.detach().cpu()
+        encoder.lm.set_input_embeddings(full)
+    return restore
 
 def make_optimizer(model, lr, steps):
     """AdamW and its schedule: linear warm-up to `lr`, then linear decay to 0."""
@@ -87,11 +80,8 @@ def make_optimizer(model, lr, steps):
     optimizer = torch.optim.AdamW([{"params": groups[True], "weight_decay": WEIGHT_DECAY},
                                    {"params": groups[False], "weight_decay": 0.0}], lr=lr, fused=True)
     warmup = max(1, int(WARMUP * steps))
-
-    def factor(step):
-        return min((step + 1) / warmup, (steps - step) / max(1, steps - warmup))
-
-    return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+    return optimizer, torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda step: min((step + 1) / warmup, (steps - step) / max(1, steps - warmup)))
 
 def bucketed(lengths, batch, generator):
     """Row numbers in batches for one epoch: in random order, but rows of one batch of similar length."""
@@ -135,7 +125,7 @@ def tune(model, train, dev, args):
     encoder, classifier = model
     (texts, y), (dev_texts, dev_y) = train, dev
     rows = encoder.tokenize(texts)
-    use_rows(encoder, rows + encoder.tokenize(dev_texts))
+    restore = use_rows(encoder, rows + encoder.tokenize(dev_texts))
     model.to(args.device)
     optimizer, schedule = make_optimizer(model, args.lr, args.epochs * -(-len(rows) // args.batch))
     scaler = torch.amp.GradScaler(args.device.type, enabled=args.dtype == torch.float16)
@@ -153,7 +143,7 @@ def tune(model, train, dev, args):
             best, kept = accuracy, copy.deepcopy(model.state_dict())
     model.load_state_dict(kept)
     model.cpu()
-    encoder.lm.set_input_embeddings(encoder.lm.get_input_embeddings().restore())
+    restore()
     return history
 
 def main(argv=None):
@@ -173,9 +163,8 @@ def main(argv=None):
     start = time.perf_counter()
     history = tune(model, train, dev, args) if args.epochs else []
     path = Path(args.out, "embed.pt")
-    save_encoder(path, encoder, data=args.data, task=args.task, labels=labels, pair=len(train[0][0]) == 2,
-                 config={key: str(value) for key, value in vars(args).items()}, history=history,
-                 seed=args.seed, seconds=time.perf_counter() - start)
+    save_encoder(path, encoder, args, data=args.data, task=args.task, labels=labels, history=history,
+                 pair=len(train[0][0]) == 2, seconds=time.perf_counter() - start)
     best = max((record["dev"] for record in history), default=None)
     told = "the pretrained LM as it is" if best is None else f"best dev accuracy {best:.2%}"
     majority = dev[1].bincount().max().item() / len(dev[1])

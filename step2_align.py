@@ -9,6 +9,7 @@ Writes  <out>/align-<lang>-<arch>-n<n>....pt, one file a variant, and embeddings
 Expect  on held-out pairs a cosine and a retrieval P@1 above identity's and R^2 well above 0. A warning names
         the number when A collapsed, is no better than the mean, or the pairs are far from the task's text.
 """
+import copy
 import time
 from pathlib import Path
 
@@ -18,8 +19,8 @@ import torch.nn as nn
 import torch.nn.functional as F
 from tqdm import tqdm
 
-from common import (HELD_OUT, Aligner, Cache, UserError, file_name, fixed_order, load_encoder, load_task,
-                    load_translated, make_parser, pick_device, positive, run, save, share, volume)
+from common import (HELD_OUT, Aligner, UserError, file_name, fixed_order, load_task, load_translated,
+                    make_parser, open_run, positive, run, save, share, volume)
 
 RIDGES = (1e-4, 1e-3, 3e-3, 1e-2, 0.03, 0.1, 0.3, 1.0)      # shares of the mean input variance
 TOLERANCE = 1.02       # the strongest ridge within 2% of the best held-out MSE: task text lies elsewhere
@@ -93,7 +94,7 @@ def eq1(aligner, x, y):
     return F.mse_loss(aligner(x), y)
 
 def train(aligner, x, y, held_x, held_y, args, device):
-    """Minimise Eq. 1 over the pairs x, y (N, D), keep the epoch of best held-out MSE; one record an epoch."""
+    """Minimise Eq. 1 over the pairs x, y (N, D) and keep the epoch of best held-out MSE, 0 for the start."""
     aligner.mean_x, aligner.scale_x = x.mean(0), x.std(0).clamp_min(1e-6)          # (D,): per dimension
     aligner.mean_y, aligner.scale_y = y.mean(0), y.var(0).mean().sqrt()            # one scale: Eq. 1 stays
     if aligner.skip is not None:
@@ -104,32 +105,27 @@ def train(aligner, x, y, held_x, held_y, args, device):
     x, y, steps = x.to(device), y.to(device), -(-len(x) // BATCH)
     optimizer = torch.optim.AdamW(aligner.f.parameters(), lr=LR, weight_decay=WEIGHT_DECAY, fused=True)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps * EPOCHS)
-    generator, history = torch.Generator().manual_seed(args.seed), []
-    best = F.mse_loss(aligner.map(held_x), held_y).item(), 0
-    kept = {k: v.clone() for k, v in aligner.state_dict().items()}
+    generator = torch.Generator().manual_seed(args.seed)
+    best, kept = (F.mse_loss(aligner.map(held_x), held_y).item(), 0), copy.deepcopy(aligner.state_dict())
     bar = tqdm(range(1, EPOCHS + 1), desc=f"align {args.arch}", unit="epoch", delay=2, leave=False)
     for epoch in bar:
         aligner.train()
-        total = torch.zeros((), device=device)
         for index in torch.randperm(len(x), generator=generator).to(device).split(BATCH):
             loss = eq1(aligner, x[index], y[index])
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             optimizer.step()
             schedule.step()
-            total += loss.detach()
         error = F.mse_loss(aligner.map(held_x), held_y).item()
-        history.append({"epoch": epoch, "loss": total.item() / steps, "held_out": error})
-        if not np.isfinite(history[-1]["loss"] + error):
+        if not np.isfinite(error):
             raise UserError(f"loss is not finite in epoch {epoch}: look at the embeddings, or try --seed")
         bar.set_postfix(held_out=f"{error:.4g}")
         if error < best[0]:
-            best, kept = (error, epoch), {k: v.clone() for k, v in aligner.state_dict().items()}
+            best, kept = (error, epoch), copy.deepcopy(aligner.state_dict())
         if epoch - best[1] == PATIENCE:
             break
     aligner.load_state_dict(kept)
     aligner.cpu()
-    return history
 
 def precision_at_1(a, b):
     """Share of rows of a (N, D) whose nearest row of b (N, D) by cosine is their own; a tie counts."""
@@ -170,8 +166,7 @@ def report(predicted, x, y, mean, gap):
 
 def main(argv=None):
     args = get_args(argv)
-    device, dtype, machine = pick_device(args)
-    encoder, info = load_encoder(args.out)
+    cache, info, machine = open_run(args)
     english, target, _ = load_translated(info["data"], info["task"], args.lang, args.n)
     n, held = len(english), min(POOL, int(HELD_OUT * len(english)))
     if held < 2:
@@ -181,7 +176,7 @@ def main(argv=None):
 
     torch.manual_seed(args.seed)
     closed = args.arch not in DEPTH
-    aligner = Aligner(args.arch, encoder.dim, args.depth or DEPTH.get(args.arch), args.hidden,
+    aligner = Aligner(args.arch, cache.encoder.dim, args.depth or DEPTH.get(args.arch), args.hidden,
                       DROPOUT.get(args.arch, 0.0) if args.dropout is None else args.dropout,
                       skip=not (closed or args.plain))
     size = sum(p.numel() for p in aligner.f.parameters())
@@ -191,7 +186,6 @@ def main(argv=None):
     if info["pair"] and len(english[0]) == 1:
         print("warning: single texts for a pair task: general text, look at the domain gap")
 
-    cache = Cache(encoder.to(device), args.out, device, dtype)
     x = cache(english, "encode en")                                                # e(d_en): (n, D)
     encoding = cache.seconds
     y = cache(target, f"encode {args.lang}")                                       # e(T(d_en)): (n, D)
@@ -201,16 +195,15 @@ def main(argv=None):
     (x, held_x), (y, held_y) = (t.split([n - held, held]) for t in ((y, x) if args.reverse else (x, y)))
     y = shuffle_share(y, args.noise, args.seed) if args.noise else y
     rows = aligner, x, y, held_x, held_y
-    history = closed_form(*rows) if closed else train(*rows, args, device)
+    closed_form(*rows) if closed else train(*rows, args, cache.device)
     seconds = time.perf_counter() - start
 
     numbers = report(aligner.map(held_x), held_x, held_y, y.mean(0), gap)
     path = Path(args.out, file_name("align", args.lang, args.arch, f"n{n}", "rev" if args.reverse else "",
                                     "plain" if args.plain else "", depth=args.depth, hidden=args.hidden,
                                     dropout=args.dropout, noise=args.noise or None, seed=args.seed or None))
-    save(path, "align", lm=encoder.fingerprint, lang=args.lang, arch=args.arch, n=n, reverse=args.reverse,
-         aligner=aligner.config, state=aligner.state_dict(), report=numbers, history=history or [],
-         config={key: str(value) for key, value in vars(args).items()}, seed=args.seed,
+    save(path, "align", args, lm=cache.encoder.fingerprint, lang=args.lang, arch=args.arch, n=n,
+         reverse=args.reverse, aligner=aligner.config, state=aligner.state_dict(), report=numbers,
          seconds={"encode": encoding, "align": seconds}, cost=volume(english))
     print(f"pairs encoded in {encoding:.1f} s ({cache.encoded} texts now, the others before), A made in "
           f"{seconds:.1f} s -> {path}")

@@ -17,8 +17,8 @@ import torch
 import torch.nn.functional as F
 from tqdm import tqdm
 
-from common import (Cache, UserError, file_name, load, load_aligner, load_encoder, load_train_dev,
-                    load_translated, logits, make_parser, pick_device, positive, run, save, volume)
+from common import (UserError, file_name, load, load_aligner, load_train_dev, load_translated, logits,
+                    make_parser, open_run, positive, run, save, volume)
 
 EPOCHS, STEPS = 10, 2_000   # both at least, so that few rows get enough steps
 BATCH = 64             # rows a step: ours
@@ -86,7 +86,7 @@ def train_heads(x, y, classes, seeds, l2, device):
             raise UserError(f"loss is {loss.item()} in epoch {epoch + 1} of the heads; lower --l2 {l2:g}")
     return {name: tensor.detach().cpu() for name, tensor in heads.items()}
 
-def make_head(method, args, cache, info, device):
+def make_head(method, args, cache, info):
     """Train the heads of one method, report them and write their artifact."""
     fingerprint, lang = cache.encoder.fingerprint, "en" if method == "english" else args.lang
     source, art = None, {}
@@ -102,7 +102,7 @@ def make_head(method, args, cache, info, device):
         x, dev_x = aligner.map(x), aligner.map(dev_x)                              # A(e(d_en))
     seeds = [1000 * args.seed + s for s in range(args.seeds)]
     start = time.perf_counter()
-    heads = train_heads(x, y, len(info["labels"]), seeds, args.l2, device)
+    heads = train_heads(x, y, len(info["labels"]), seeds, args.l2, cache.device)
     seconds["head"] = time.perf_counter() - start
     dev = (logits(heads, dev_x).argmax(2) == dev_y).float().mean(1)                # (S,)
 
@@ -117,25 +117,22 @@ def make_head(method, args, cache, info, device):
     if dev.mean() <= majority:
         print(f"warning: the head learned nothing, dev accuracy {dev.mean():.2%} is the majority class's")
     english = load_translated(info["data"], info["task"], args.lang, n)[0] if method == "translated" else []
-    save(path, "head", lm=fingerprint, method=method, lang=lang, arch=art.get("arch"), n=n,
+    save(path, "head", args, lm=fingerprint, method=method, lang=lang, arch=art.get("arch"), n=n,
          labels=info["labels"], pair=info["pair"], heads=heads, dev=dev.tolist(),
-         aligner=art.get("aligner"), state=art.get("state"), alignment=art.get("report"), seed=args.seed,
-         config={key: str(value) for key, value in vars(args).items()}, seconds=seconds,
+         aligner=art.get("aligner"), state=art.get("state"), alignment=art.get("report"), seconds=seconds,
          cost=art.get("cost") or volume(english))
 
 def main(argv=None):
     args = get_args(argv)
-    device, dtype, machine = pick_device(args)
-    encoder, info = load_encoder(args.out)
+    cache, info, machine = open_run(args)
     print(f"step 3 | {machine} | {args.method}: {METHODS[args.method]} | {args.seeds} linear heads of "
-          f"{encoder.dim} x {len(info['labels'])}, LM and aligner frozen", flush=True)
-    cache = Cache(encoder.to(device), args.out, device, dtype)
+          f"{cache.encoder.dim} x {len(info['labels'])}, LM and aligner frozen", flush=True)
     if args.method != "english":
         try:
-            load(Path(args.out, "head-english.pt"), "head", "", encoder.fingerprint)
+            load(Path(args.out, "head-english.pt"), "head", "", cache.encoder.fingerprint)
         except UserError:                                    # none yet, or one of an earlier LM
-            make_head("english", args, cache, info, device)
-    make_head(args.method, args, cache, info, device)
+            make_head("english", args, cache, info)
+    make_head(args.method, args, cache, info)
 
 if __name__ == "__main__":
     run(main)
