@@ -36,6 +36,7 @@ COLORS = ("#3b82c4", "#d9822b", "#2a9d62", "#a05eb5", "#c94f4f", "#8a7a20", "#2f
 def get_args(argv=None):
     p = make_parser(__doc__)
     p.add_argument("--lang", help="target language; without it every language that has a head")
+    p.add_argument("--split", choices=("test", "dev"), default="test", help="rows to judge on")
     p.add_argument("--predict", metavar="FILE", help="label the lines of FILE, or of standard input: -")
     p.add_argument("--plot", metavar="FILE.svg", help="draw pairs and accuracies of --lang as SVG")
     args = p.parse_args(argv)
@@ -98,10 +99,10 @@ def record_of(name, heads, predicted, y):
             **{key: float(np.mean([m[key] for m in measured])) for key in ("r2", "p1") if arch},
             **first["cost"], "seconds": first["seconds"]}
 
-def evaluate(lang, heads, cache, info, seed):
-    """One record a variant on the test split of `lang`, in the table's order; aligner seeds are pooled."""
-    texts, y, labels = load_task(info["data"], info["task"], lang, "test", info["labels"])
-    x, groups = cache(texts, "encode test"), {}
+def evaluate(lang, heads, cache, info, args):
+    """One record a variant on a split of `lang`, in the table's order; aligner seeds are pooled."""
+    texts, y, labels = load_task(info["data"], info["task"], lang, args.split, info["labels"])
+    x, groups = cache(texts, f"encode {args.split}"), {}
     for path, head in heads:
         groups.setdefault(re.sub(r"-seed\d+(?=-|$)", "", path.stem), []).append(head)
     votes = {name: torch.cat([logits_of(head, x).argmax(2) for head in of]) for name, of in groups.items()}
@@ -111,7 +112,7 @@ def evaluate(lang, heads, cache, info, seed):
     if "head-english" in votes:
         correct = {name: (predicted == y).double().mean(0) for name, predicted in votes.items()}
         gains = torch.stack([hits - correct["head-english"] for hits in correct.values()], 1).numpy()
-        for r, *delta in zip(records, gains.mean(0), *bootstrap(gains, seed)):
+        for r, *delta in zip(records, gains.mean(0), *bootstrap(gains, args.seed)):
             r |= zip(("delta", "delta_low", "delta_high"), delta)
         tops = [r for name in ("native", "translated") for r in records if r["method"] == name]
         for r in records:                                    # share of the gap, where there is one
@@ -119,13 +120,13 @@ def evaluate(lang, heads, cache, info, seed):
                 r |= {"recovered": r["delta"] / tops[0]["delta"], "ceiling": tops[0]["method"]}
     order = {name: i for i, name in enumerate(METHODS)}
     records.sort(key=lambda r: (order[r["method"]], ARCHES.index(r["arch"]), r["variant"], r["n"] or 0))
-    return [{"lang": lang, "items": len(y), **r} for r in records]
+    return [{"lang": lang, "split": args.split, "items": len(y), **r} for r in records]
 
 def show(lang, records):
     """Print the table of one language, and how far alignment foretells accuracy."""
     ceiling = records[-1].get("ceiling", "native")
-    print(f"\n{lang}: {records[0]['items']} test rows; +- over seeds of aligners and heads; difference to "
-          "english in points with its\n95% interval over test rows; gap: its share of "
+    print(f"\n{lang}: {records[0]['items']} {records[0]['split']} rows; +- over seeds of aligners and heads; "
+          "difference to english in points with its\n95% interval over the rows; gap: its share of "
           f"{ceiling}'s; R^2, P@1: A on held-out pairs; text\ntranslated; seconds to encode the method's own "
           "text, make A, train the heads\n  method     aligner             n seeds  accuracy    +-  macro F1"
           "  difference                gap   R^2    P@1   sentences  characters  seconds")
@@ -229,7 +230,7 @@ def main(argv=None):
     results = []
     for lang in langs:
         mine = [item for item in heads if item[1]["lang"] in (lang, "en")]
-        results += evaluate(lang, mine, cache, info, args.seed)
+        results += evaluate(lang, mine, cache, info, args)
         show(lang, [r for r in results if r["lang"] == lang])
     path = Path(args.out, "results.json")
     write_whole(path, lambda file: file.write((json.dumps(results, indent=1) + "\n").encode()))
