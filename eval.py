@@ -114,10 +114,11 @@ def evaluate(lang, heads, cache, info, args):
         gains = torch.stack([hits - correct["head-english"] for hits in correct.values()], 1).numpy()
         for r, *delta in zip(records, gains.mean(0), *bootstrap(gains, args.seed)):
             r |= zip(("delta", "delta_low", "delta_high"), delta)
-        tops = [r for name in ("native", "translated") for r in records if r["method"] == name]
-        for r in records:                                    # share of the gap, where there is one
-            if tops and tops[0]["delta_low"] > 0 and r["method"] in METHODS[2:]:
-                r |= {"recovered": r["delta"] / tops[0]["delta"], "ceiling": tops[0]["method"]}
+        tops = [r for r in records if r["method"] in ("native", "translated") and r["delta_low"] > 0]
+        top = min(tops, key=lambda r: (r["method"], -(r["n"] or 0)), default=None)       # native, else largest n
+        for r in records:
+            if top and r["method"] in METHODS[2:]:           # share of the gap, where there is one
+                r |= {"recovered": r["delta"] / top["delta"], "ceiling": top["method"]}
     order = {name: i for i, name in enumerate(METHODS)}
     records.sort(key=lambda r: (order[r["method"]], ARCHES.index(r["arch"]), r["variant"], r["n"] or 0))
     return [{"lang": lang, "split": args.split, "items": len(y), **r} for r in records]
@@ -232,7 +233,7 @@ def main(argv=None):
         mine = [item for item in heads if item[1]["lang"] in (lang, "en")]
         results += evaluate(lang, mine, cache, info, args)
         show(lang, [r for r in results if r["lang"] == lang])
-    path = Path(args.out, "results.json")
+    path = Path(args.out, "results.json" if args.split == "test" else "results-dev.json")
     write_whole(path, lambda file: file.write((json.dumps(results, indent=1) + "\n").encode()))
     if args.plot:
         plot(args.plot, args.lang, results, heads, cache, info)
