@@ -38,17 +38,20 @@ class Parser(argparse.ArgumentParser):
     def error(self, message):
         raise UserError(f"{message}; see: python {self.prog} --help")
 
-class HelpPage(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
-    """The script's docstring as it stands, then every flag with its default."""
+class HelpPage(argparse.RawDescriptionHelpFormatter):
+    """The script's docstring as it stands, then every flag with its default, if it has one."""
+    def _get_help_string(self, action):
+        plain = action.default in (None, False, argparse.SUPPRESS)
+        return action.help if plain else f"{action.help} (default: %(default)s)"
 
 def make_parser(doc):
     """Parser with the flags that every script has; `doc` is the script's docstring."""
     p = Parser(description=doc, formatter_class=HelpPage)
-    p.add_argument("--out", default="runs", help="run folder: the artifacts (.pt) of one LM and task")
+    p.add_argument("--out", default="runs", help="run folder: the artifacts (.pt) of one LM and one task")
     p.add_argument("--device", help="cuda, cuda:1, mps or cpu; without it the first of these that is there")
     p.add_argument("--amp", choices=("auto", "off", "bf16", "fp16"), default="auto",
                    help="precision of the LM; auto: bf16 where native, else fp16 on CUDA, fp32 elsewhere")
-    p.add_argument("--seed", type=int, default=0, help="of initial weights and batch order")
+    p.add_argument("--seed", type=int, default=0, help="of initial weights, batch order and resampling")
     return p
 
 def number(kind, low, below, words):
