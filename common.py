@@ -41,7 +41,7 @@ class Parser(argparse.ArgumentParser):
 class HelpPage(argparse.RawDescriptionHelpFormatter):
     """The script's docstring as it stands, then every flag with its default, if it has one."""
     def _get_help_string(self, action):
-        plain = action.default in (None, False, argparse.SUPPRESS)
+        plain = any(action.default is none for none in (None, False, argparse.SUPPRESS))
         return action.help if plain else f"{action.help} (default: %(default)s)"
 
 def make_parser(doc):

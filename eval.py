@@ -115,7 +115,7 @@ def evaluate(lang, heads, cache, info, args):
         for r, *delta in zip(records, gains.mean(0), *bootstrap(gains, args.seed)):
             r |= zip(("delta", "delta_low", "delta_high"), delta)
         tops = [r for r in records if r["method"] in ("native", "translated") and r["delta_low"] > 0]
-        top = min(tops, key=lambda r: (r["method"], -(r["n"] or 0)), default=None)       # native, else largest n
+        top = min(tops, key=lambda r: (r["method"], -(r["n"] or 0)), default=None)    # native, else largest n
         for r in records:
             if top and r["method"] in METHODS[2:]:           # share of the gap, where there is one
                 r |= {"recovered": r["delta"] / top["delta"], "ceiling": top["method"]}

@@ -41,9 +41,10 @@ def get_args(argv=None):
                    help="rows to tune on; native and translated (with labels) are baselines and need --lang")
     p.add_argument("--lang", help="target language of --train-on native or translated, e.g. ko")
     p.add_argument("--n", type=positive, help="rows of --train-on translated, else 20000, or all if fewer")
-    p.add_argument("--epochs", type=int, default=3, help="passes over the rows (ours); 0: keep the LM as it is")
-    p.add_argument("--lr", type=float, default=5e-5, help="peak learning rate of AdamW (ours); smaller if loss jumps")
-    p.add_argument("--batch", type=positive, default=32, help="texts a step (ours); smaller if memory runs out")
+    p.add_argument("--epochs", type=int, default=3, help="passes over the rows (ours); 0: LM as it is")
+    p.add_argument("--lr", type=float, default=5e-5,
+                   help="peak learning rate of AdamW (ours); less if loss jumps")
+    p.add_argument("--batch", type=positive, default=32, help="texts a step (ours); less if memory runs out")
     args = p.parse_args(argv)
     if (args.train_on == "english") == bool(args.lang):
         raise UserError("--lang goes with --train-on native or translated and they with it, for example: "
