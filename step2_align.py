@@ -43,7 +43,7 @@ def get_args(argv=None):
     p.add_argument("--arch", choices=("fc", "ae", "linear", "procrustes", "shift"), default="fc",
                    help="fc, ae: the paper's two; the others are closed-form baselines, solved at once")
     p.add_argument("--depth", type=positive, help=f"layers of fc, or of ae down and as many up; else {DEPTH}")
-    p.add_argument("--hidden", type=positive, help="inner width of fc, else D; ae's bottleneck, else D/2 (ours)")
+    p.add_argument("--hidden", type=positive, help="inner width of fc, else D; ae's bottleneck, else D/2")
     p.add_argument("--dropout", type=share, help=f"share of units, else {DROPOUT}; too much hurts fc (paper)")
     p.add_argument("--reverse", action="store_true", help="Rev-LangAlign: A maps target to English")
     p.add_argument("--plain", action="store_true", help="fc, ae as in the paper: A(x) = f(x); without "
