@@ -171,8 +171,9 @@ def show_peer(args, y, rows, upper):
     hits = {name: (out.argmax(2) == y).double() for name, (out, *_) in rows.items()}               # (S, N)
     gains = torch.stack([hit.mean(0) - hits["english"].mean(0) for hit in hits.values()], 1).numpy()
     delta = zip(gains.mean(0), *evaluation.bootstrap(gains, args.seed))
-    print(f"\npeer | sentence-transformers' distillation of the LM, {args.peer_epochs} epochs, trained in "
-          f"{str(args.dtype or torch.float32)[6:]}\n{args.lang}: {len(y)} test rows; +- over head seeds; "
+    trained = f"under autocast to {str(args.dtype)[6:]}" if args.dtype else "in float32"
+    print(f"\npeer | sentence-transformers' distillation of the LM, {args.peer_epochs} epochs {trained}\n"
+          f"{args.lang}: {len(y)} test rows; +- over head seeds; "
           "difference to english in points, its 95% interval over test rows\n"
           "  head                      accuracy    +-  difference              trained parameters  seconds")
     for (name, (_, seconds, size)), triple in zip(rows.items(), delta):

@@ -1,4 +1,4 @@
-"""The benchmark's own arithmetic, and that it runs on a tiny encoder and prints the JSON object it promises."""
+"""The benchmark's own arithmetic; it runs on a tiny encoder and prints the JSON object it promises."""
 import json
 import random
 
@@ -27,8 +27,8 @@ def last_line(capsys):
 
 def test_flops_of_a_tiny_encoder_by_hand():
     config = BertConfig(hidden_size=4, intermediate_size=6, num_hidden_layers=3, num_attention_heads=2)
-    # 2 and 5 tokens; a layer: a token's linear maps 2 (4 * 16 + 2 * 24) = 224, of 7 tokens 1568; q k^T and the
-    # weighted sum of v: 2 * 2 * 4 T^2 = 16 T^2, 64 + 400; three layers of 2032
+    # 2 and 5 tokens; a layer: linear maps 2 (4 * 16 + 2 * 24) = 224 a token, 1568 in all; q k^T and the sum
+    # over v: 2 * 2 * 4 T^2 = 16 T^2, so 64 + 400; three layers of 2032
     assert bench.flops(config, [2, 5]) == 3 * 2032
     job, work = bench.peak_job(config, 10, torch.device("cpu"), torch.float32)
     job(None)
@@ -66,8 +66,8 @@ def test_quick_run_prints_the_promised_object(small, folder, capsys):
     found = last_line(capsys)
     assert tuple(found) == bench.RESULTS
     null = {key for key, value in found.items() if value is None}
-    assert null == {"encode_fp32_ratio", "encode_fp32_best_ratio", "encode_bf16_ratio", "encode_bf16_best_ratio",
-                    "step1_ratio"}
+    assert null == {"encode_fp32_ratio", "encode_fp32_best_ratio", "encode_bf16_ratio",
+                    "encode_bf16_best_ratio", "step1_ratio"}
     assert found["encode_bf16_cosine"] > 0.99 and 0 < found["encode_fp32_peak_share"] < 1
     assert found["fc_seconds"] > 0 and found["heads_ratio"] > 0
 
@@ -77,7 +77,7 @@ def test_steps_are_encoded_once_and_parts_can_be_chosen(small, tmp_path, capsys)
     out = capsys.readouterr().out
     encoded = [line.split(": ")[-1] for line in out.splitlines() if "texts encoded" in line]
     assert len(encoded) == 8 and all(line.endswith(", 0") for line in encoded)
-    assert encoded[0] == "400, 0"                            # 200 pairs; the task's text is the pairs' English
+    assert encoded[0] == "400, 0"                            # 200 pairs; their English is the task's text
     found = json.loads(out.splitlines()[-1])
     assert {key for key, value in found.items() if value} == {"fc_seconds", "linear_seconds", "heads_ratio"}
 
