@@ -118,7 +118,6 @@ def peak_job(config, tokens, device, dtype):
     shapes = [(width, width)] * 4 + [(width, inner), (inner, width)]
     x = {k: torch.randn(tokens, k, device=device, dtype=dtype) for k in (width, inner)}          # (M, K)
     weights = [torch.randn(n, k, device=device, dtype=dtype) for k, n in shapes]                 # (N, K)
-
     def job(_):
         with torch.no_grad():
             for w in weights * PRODUCTS:
@@ -169,8 +168,7 @@ def bench_encode(args, size):
             found[f"encode_{name}_ratio"] = mine / speed[f"fp32 peer {DEFAULT}"]
             found[f"encode_{name}_best_ratio"] = mine / max(theirs)
     if "bf16" in dtypes:
-        pair = values["bf16 ours"], values["fp32 ours"]
-        found["encode_bf16_cosine"] = F.cosine_similarity(*pair).mean().item()
+        found["encode_bf16_cosine"] = F.cosine_similarity(values["bf16 ours"], values["fp32 ours"]).mean().item()
     return found
 
 # Step 1: our loop and Trainer's, on copies of one encoder; data: ((texts, y), (texts, y)) of train and dev
@@ -246,10 +244,11 @@ def planted(encoder, texts, *_, **__):
 def make_world(place, pairs, train, dim):
     """Run folder of a one-layer random encoder of width `dim` with a task of two labels, languages en, xx."""
     from tokenizers import Tokenizer, models
-    core = Tokenizer(models.WordLevel({"<pad>": 0, "<unk>": 1}, unk_token="<unk>"))
-    tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=core, pad_token="<pad>")
+    words = Tokenizer(models.WordLevel({"<pad>": 0, "<unk>": 1}, unk_token="<unk>"))
     lm = transformers.BertModel(transformers.BertConfig(vocab_size=2, hidden_size=dim, num_hidden_layers=1,
                                                         num_attention_heads=1, intermediate_size=8))
+    for part in (lm, transformers.PreTrainedTokenizerFast(tokenizer_object=words, pad_token="<pad>")):
+        part.save_pretrained(f"{place}/lm")
     new = range(pairs, pairs + 500)
     for path, ids, langs in (("xx/translated", range(pairs), ("en", "xx")), ("en/dev", new, ("en",)),
                              ("en/train", range(train), ("en",)), ("xx/test", new, ("xx",))):
@@ -258,8 +257,9 @@ def make_world(place, pairs, train, dim):
         lines = ["\t".join([("even", "odd")[i % 2], *(f"{i} {lang} {'and words ' * 8}" for lang in langs)])
                  for i in ids]                               # as long as a sentence is
         path.write_text("\n".join(["\t".join(("label", "text", "translation")[:1 + len(langs)]), *lines]))
-    common.save_encoder(Path(place, "embed.pt"), common.Encoder(lm, tokenizer, "mean", 64), data=str(place),
-                        task="odd", labels=["even", "odd"], pair=False)
+    with quiet():
+        step1_embed.main(["--model", f"{place}/lm", "--data", place, "--task", "odd", "--epochs", "0",
+                          "--out", place, "--device", "cpu", "--amp", "off"])
 
 def bench_steps23(args, size):
     """Steps 2, 3 and eval, twice: the second time nothing may be encoded."""
@@ -304,7 +304,7 @@ except OSError:
 
 def fit_line(n, peaks):
     """(slope, constant) of the least-squares line through the points."""
-    return tuple(map(float, np.polyfit(n, peaks, 1)))
+    return np.polyfit(n, peaks, 1).tolist()
 
 def bench_memory(args, size):
     print(f"\nmemory | step 2, fc, {size['dim']} dimensions, on the CPU, a new process a point", flush=True)
