@@ -168,7 +168,8 @@ def bench_encode(args, size):
             found[f"encode_{name}_ratio"] = mine / speed[f"fp32 peer {DEFAULT}"]
             found[f"encode_{name}_best_ratio"] = mine / max(theirs)
     if "bf16" in dtypes:
-        found["encode_bf16_cosine"] = F.cosine_similarity(values["bf16 ours"], values["fp32 ours"]).mean().item()
+        pair = (values[f"{name} ours"] for name in dtypes)
+        found["encode_bf16_cosine"] = F.cosine_similarity(*pair).mean().item()
     return found
 
 # Step 1: our loop and Trainer's, on copies of one encoder; data: ((texts, y), (texts, y)) of train and dev
@@ -193,7 +194,6 @@ def clocked(device, places):
             seconds[name] += time.perf_counter() - start
             return value
         return wrapper
-
     with contextlib.ExitStack() as stack:
         for name, (owner, attribute) in places.items():
             stack.enter_context(mock.patch.object(owner, attribute, timed(name, getattr(owner, attribute))))
