@@ -3,6 +3,7 @@ import os
 import random
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -21,7 +22,7 @@ import toy  # noqa: E402
 
 SCRIPTS = {"step1_embed.py": step1_embed, "step2_align.py": step2_align, "step3_head.py": step3_head,
            "eval.py": evaluation}
-ELSEWHERE = ("data/real", "data/mine", "runs/topics", "runs/nli", "runs/sentiment", "$", "toy.py")  # other data
+ELSEWHERE = ("data/real", "data/mine", "runs/reviews", "runs/nli", "runs/sentiment", "$")
 WORDS = "the a film food room was is not very good bad slow fast kind dark warm old new long short".split()
 TARGET = [f"x{word}" for word in WORDS]
 
@@ -96,10 +97,45 @@ def step1(tiny, out, *args):
     return out
 
 
+def go(out, *lines):
+    """Run commands such as "step2_align --lang xx --arch ae" in a run folder."""
+    for line in lines:
+        name, *args = line.split()
+        SCRIPTS[f"{name}.py"].main([*args, "--out", str(out)])
+
+
 @pytest.fixture
-def folder(tiny, tmp_path):
-    """Run folder of the tiny world after step 1 (no tuning)."""
+def folder(tiny, tmp_path, monkeypatch):
+    """Run folder of the tiny world after step 1 (no tuning); heads get few steps, which is enough here."""
+    monkeypatch.setattr(step3_head, "STEPS", 40)
     return step1(tiny, tmp_path / "run")
+
+
+@pytest.fixture(scope="session")
+def swept(tiny, tmp_path_factory):
+    """Run folder with every method for xx, two n, variants and three aligner seeds; for yy langalign only."""
+    base = tmp_path_factory.mktemp("sweep")
+    shutil.copytree(tiny[1], base / "data")
+    (base / "data" / "mood" / "yy").mkdir()
+    for file in ("test.tsv", "translated.tsv"):
+        shutil.copy(base / "data" / "mood" / "xx" / file, base / "data" / "mood" / "yy")
+    out = step1((tiny[0], base / "data"), base / "run")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(step3_head, "STEPS", 40)
+        go(out, "step2_align --lang yy", "step3_head --lang yy", "step3_head --lang xx --method native",
+           "step3_head --lang xx --method translated",
+           "step2_align --lang xx --reverse", "step3_head --lang xx --method rev")
+        for variant in ("--arch shift", "--n 40", "", "--seed 1", "--seed 2", "--arch ae",
+                        "--plain --noise 0.3"):
+            go(out, f"step2_align --lang xx {variant}", "step3_head --lang xx")    # the newest, this one
+    return out
+
+
+@pytest.fixture
+def sweep(swept, tmp_path, monkeypatch):
+    """A copy of `swept`, to change."""
+    monkeypatch.setattr(step3_head, "STEPS", 40)
+    return shutil.copytree(swept, tmp_path / "sweep")
 
 
 @pytest.fixture(scope="session")
@@ -116,6 +152,12 @@ def commands(text):
     return [(script, shlex.split(rest)) for script, rest in found]
 
 
+def toy_commands(text):
+    """Those of `commands` that run the four scripts on the toy world."""
+    return [(name, args) for name, args in commands(text)
+            if name in SCRIPTS and not any(word in " ".join(args) for word in ELSEWHERE)]
+
+
 @pytest.fixture(scope="session")
 def chain(toy_world, tmp_path_factory):
     """Run folder after all of README.md's commands on the toy world, run as printed in a folder of their own."""
@@ -126,9 +168,8 @@ def chain(toy_world, tmp_path_factory):
     before, readme = os.getcwd(), (ROOT / "README.md").read_text(encoding="utf-8")
     os.chdir(place)
     try:
-        for name, args in commands("\n".join(re.findall(r"```sh\n(.*?)```", readme, re.S))):
-            if not any(word in " ".join([name, *args]) for word in ELSEWHERE):
-                SCRIPTS[name].main(["6000" if a == "20000" else a for a in args])     # what this world has
+        for name, args in toy_commands("\n".join(re.findall(r"```sh\n(.*?)```", readme, re.S))):
+            SCRIPTS[name].main(["6000" if a == "20000" else a for a in args])         # what this world has
     finally:
         os.chdir(before)
     return place / "runs"

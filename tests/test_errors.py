@@ -4,7 +4,7 @@ import pytest
 import step1_embed
 import step2_align
 import step3_head
-from conftest import script, step1, write
+from conftest import go, script, step1, write
 
 import common
 from common import UserError
@@ -13,8 +13,7 @@ from common import UserError
 @pytest.fixture
 def ready(folder):
     """Run folder after all steps, its bytes and names to compare with afterwards."""
-    step2_align.main(["--lang", "xx", "--arch", "shift", "--out", str(folder)])
-    step3_head.main(["--lang", "xx", "--out", str(folder)])
+    go(folder, "step2_align --lang xx --arch shift", "step3_head --lang xx")
     return folder
 
 
@@ -46,10 +45,11 @@ def listing(folder):
     (step3_head.main, ["--lang", "zz", "--method", "native"], "mood/zz/train.tsv: No such file"),
     (step3_head.main, ["--lang", "xx", "--method", "magic"], "invalid choice"),
     (step3_head.main, ["--method", "native"], "--lang is missing"),
-    (step3_head.main, ["--lang", "xx", "--lm", "native"], "embed-native-xx.pt: no such artifact"),
+    (step3_head.main, ["--lang", "xx", "--l2", "many"], "invalid float value: 'many'"),
     (evaluation.main, ["--lang", "zz"], "zz"),
     (evaluation.main, ["--lang", "zz", "--predict", "-"], "no head for zz, only for: xx; make .*--lang zz"),
     (evaluation.main, ["--predict", "nofile.txt"], "nofile.txt: No such file"),
+    (evaluation.main, ["--plot", "all.svg"], "--plot draws one language: python eval.py --lang ko --plot"),
 ])
 def test_mistakes_in_a_finished_run_folder(ready, main, args, match):
     before = listing(ready)
@@ -60,7 +60,7 @@ def test_mistakes_in_a_finished_run_folder(ready, main, args, match):
 @pytest.mark.parametrize("main, args, match", [
     (step2_align.main, ["--lang", "xx"], "embed.pt: no such artifact; make it with: python step1_embed.py --out"),
     (step3_head.main, ["--lang", "xx"], "embed.pt: no such artifact"),
-    (evaluation.main, [], "no head in this run folder; make one with: python step3_head.py"),
+    (evaluation.main, [], "embed.pt: no such artifact"),
     (step1_embed.main, ["--data", "nodata"], "nodata/sentiment/en/train.tsv: No such file .*data/toy.py"),
     (step1_embed.main, ["--lang", "ko"], "--lang goes with"),
     (step1_embed.main, ["--train-on", "native"], "--lang goes with"),
@@ -95,7 +95,7 @@ def test_artifacts_of_another_lm_language_or_width_are_refused(ready, tiny, tmp_
     for name in ("align-xx-shift-n90.pt", "head-langalign-xx-shift-n90.pt"):
         (other / name).write_bytes((ready / name).read_bytes())
     refuse(step3_head.main, "--lang", "xx", "--out", other, match="another LM.*python step2_align.py")
-    refuse(evaluation.main, "--out", other, match="another LM or width.*python step3_head.py")
+    refuse(evaluation.main, "--out", other, match="head-.*: made with another LM.*python step3_head.py")
     (ready / "align-yy-shift-n90.pt").write_bytes((ready / "align-xx-shift-n90.pt").read_bytes())
     refuse(step3_head.main, "--lang", "yy", "--out", ready, match="no aligner")
 
@@ -108,11 +108,38 @@ def test_truncated_artifacts_are_refused(ready, name, main):
     refuse(main, "--lang", "xx", "--out", ready, match=f"{name}: damaged.*make it again with: python step")
 
 
-def test_head_of_another_width_is_refused(ready):
+@pytest.mark.parametrize("spoil", ["width", "order", "names"])
+def test_head_of_another_width_or_labels_is_refused(ready, spoil):
+    """Labels in another order would be read as each other without a word."""
     head = common.load(ready / "head-english.pt", "head", "")
-    head["heads"]["weight"] = head["heads"]["weight"][:, :8]
+    if spoil == "width":
+        head["heads"]["weight"] = head["heads"]["weight"][:, :8]
+    else:
+        head["labels"] = ["good", "bad"] if spoil == "order" else ["bad", "fine"]
     common.save(ready / "head-english.pt", **head)
-    refuse(evaluation.main, "--out", ready, match="head-english.pt: of another LM or width.*python step3_head.py")
+    before = listing(ready)
+    for args in ([], ["--lang", "xx", "--predict", "-"], ["--lang", "xx", "--plot", ready / "x.svg"]):
+        refuse(evaluation.main, *args, "--out", ready, match="head-english.pt: labels .*python step3_head.py")
+    assert listing(ready) == before
+
+
+def test_a_run_folder_without_heads(folder):
+    refuse(evaluation.main, "--out", folder, match="no head in this run folder; make.*python step3_head.py")
+
+
+@pytest.mark.parametrize("missing", ["head-english.pt", "head-langalign-xx-shift-n90.pt"])
+def test_plot_needs_an_english_and_a_langalign_head(ready, capsys, missing):
+    (ready / missing).unlink()
+    if missing != "head-english.pt":
+        go(ready, "step3_head --lang xx --method native")
+    before = listing(ready)
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as caught:
+        common.run(lambda: go(ready, f"eval --lang xx --plot {ready}/x.svg"))
+    told = capsys.readouterr()
+    assert caught.value.code == 2 and told.out == "" and len(told.err.splitlines()) == 1
+    assert "--plot needs a langalign and an english head" in told.err and "python step3_head.py" in told.err
+    assert listing(ready) == before
 
 
 def test_aligner_of_another_form_is_refused(ready):

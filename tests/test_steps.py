@@ -1,10 +1,8 @@
-"""The four scripts on the tiny random world: each loss by hand, planted maps, frozen LM, variants, predictions."""
-import io
+"""Steps 1 to 3 on the tiny random world: each loss by hand, planted maps, frozen LM, variants."""
 import json
-import sys
+import shutil
 import types
 
-import eval as evaluation
 import numpy as np
 import pytest
 import step1_embed
@@ -12,7 +10,7 @@ import step2_align
 import step3_head
 import torch
 import torch.nn.functional as F
-from conftest import ROOT, WORDS, make_encoder, script, sentence, step1, write
+from conftest import ROOT, WORDS, go, script, step1, write
 
 import common
 from common import Aligner, UserError, load_encoder
@@ -37,33 +35,72 @@ def test_closed_forms_recover_a_planted_map(kind):
     assert torch.allclose(aligner.f.weight.T, w, atol=0.01)
 
 
-def test_closed_forms_are_least_squares_not_memory():
+def solve(kind, x, y):
+    """The aligner of closed_form on pairs of which the last 100 are held out."""
+    aligner = Aligner(kind, 8)
+    step2_align.closed_form(aligner, x[:-100], y[:-100], x[-100:], y[-100:])
+    return aligner
+
+
+@pytest.mark.parametrize("noise, place", [(0.0, 0), (3.5, 5), (5.0, 6)])
+def test_linear_takes_the_strongest_ridge_within_two_percent(noise, place):
+    """Compared with plain ridge regression by the library, one ridge after the other."""
     x, y, _ = planted("linear")
-    y = y + torch.randn(y.shape, generator=torch.Generator().manual_seed(1))
-    exact = torch.linalg.lstsq(x[:300] - x[:300].mean(0), y[:300] - y[:300].mean(0)).solution
-    aligner = Aligner("linear", 8)
-    step2_align.closed_form(aligner, x[:300], y[:300], x[300:], y[300:])
-    assert torch.allclose(aligner.f.weight.T, exact, atol=0.02)
-    rotation = Aligner("procrustes", 8)
-    step2_align.closed_form(rotation, x[:300], y[:300], x[300:], y[300:])
-    assert torch.allclose(rotation.f.weight @ rotation.f.weight.T, torch.eye(8), atol=1e-5)
-    assert F.mse_loss(aligner.map(x), y) < F.mse_loss(rotation.map(x), y)
+    y = y + noise * torch.randn(y.shape, generator=torch.Generator().manual_seed(1))
+    (x_, y_), (mean_x, mean_y) = (x[:300].double(), y[:300].double()), (x[:300].mean(0), y[:300].mean(0))
+    maps, errors = [], []
+    for ridge in step2_align.RIDGES:
+        size = ridge * (x_ - mean_x).square().mean() * 300           # of the mean input variance
+        rows = torch.cat([x_ - mean_x, size ** 0.5 * torch.eye(8)])
+        maps.append(torch.linalg.lstsq(rows, torch.cat([y_ - mean_y, torch.zeros(8, 8)])).solution.float())
+        errors.append(F.mse_loss((x[300:] - mean_x) @ maps[-1] + mean_y, y[300:]).item())
+    within = [i for i, error in enumerate(errors) if error <= 1.02 * min(errors)]
+    assert within[-1] == place and (place == 0 or within[-1] > errors.index(min(errors))), errors
+    assert torch.allclose(solve("linear", x, y).f.weight.T, maps[place], atol=1e-3)
 
 
-def settings(**changes):
-    return types.SimpleNamespace(**{"lr": 3e-3, "epochs": 60, "seed": 0, "arch": "fc", **changes})
+def test_procrustes_is_the_best_rotation():
+    x, y, _ = planted("linear")
+    rotation = solve("procrustes", x, y).f.weight.T
+    assert torch.allclose(rotation @ rotation.T, torch.eye(8), atol=1e-5)
+    x, y = x[:300] - x[:300].mean(0), y[:300] - y[:300].mean(0)
+    others = [torch.linalg.qr(rotation + 0.1 * torch.randn(8, 8))[0] for _ in range(20)]
+    others = [q * (q * rotation).sum(0).sign() for q in others]                    # near by, same signs
+    assert all(F.mse_loss(x @ rotation, y) < F.mse_loss(x @ q, y) for q in others)
+
+
+def train(monkeypatch, aligner, x, y, held):
+    """step2_align.train, set to learn by heart; returns the held-out MSEs that it has seen, in order."""
+    for name, value in (("WEIGHT_DECAY", 0.0), ("LR", 3e-3), ("EPOCHS", 60)):
+        monkeypatch.setattr(step2_align, name, value)
+    seen, mse = [], F.mse_loss
+    monkeypatch.setattr(F, "mse_loss", lambda a, b: seen.append((len(b), mse(a, b).item())) or mse(a, b))
+    args = types.SimpleNamespace(seed=0, arch=aligner.config["arch"])
+    step2_align.train(aligner, x[:-held], y[:-held], x[-held:], y[-held:], args, CPU)
+    monkeypatch.undo()
+    return [error for rows, error in seen if rows == held]
 
 
 @pytest.mark.parametrize("arch, depth, skip", [("fc", 2, False), ("fc", 2, True), ("ae", 1, False)])
-def test_training_learns_a_planted_map(arch, depth, skip):
+def test_training_learns_a_planted_map(monkeypatch, arch, depth, skip):
     x, y, _ = planted("linear", 2000)
     torch.manual_seed(0)
     aligner = Aligner(arch, 8, depth, 8, 0.0, skip)
-    history = step2_align.train(aligner, x[:1800], y[:1800], x[1800:], y[1800:], settings(), CPU)
-    r2 = step2_align.measure(aligner.map(x[1800:]), y[1800:], y.mean(0))["r2"]
-    assert r2 > (0.9999 if skip else 0.95) and min(h["held_out"] for h in history) < history[0]["held_out"]
-    kept = F.mse_loss(aligner.map(x[1800:]), y[1800:]).item()          # the best epoch, or the start if it is better
-    assert kept < min(h["held_out"] for h in history) + 1e-9 and (skip or kept in [h["held_out"] for h in history])
+    errors = train(monkeypatch, aligner, x, y, 200)
+    assert step2_align.measure(aligner.map(x[1800:]), y[1800:], y.mean(0))["r2"] > (0.9999 if skip else 0.95)
+    assert skip or min(errors) < 0.1 * errors[0]
+
+
+@pytest.mark.parametrize("noise, skip, best", [(10.0, False, 4), (30.0, True, 0)])
+def test_training_keeps_the_best_epoch_or_the_start(monkeypatch, noise, skip, best):
+    """Few and noisy pairs and a wide layer: after its best epoch, 0 the start, A learns them by heart."""
+    x, y, _ = planted("linear", 300)
+    y = y + noise * torch.randn(y.shape, generator=torch.Generator().manual_seed(1))
+    torch.manual_seed(0)
+    aligner = Aligner("fc", 8, 2, 256, 0.0, skip)
+    errors = train(monkeypatch, aligner, x, y, 100)[len(step2_align.RIDGES) * skip:]      # of the skip's ridges
+    assert errors.index(min(errors)) == best and len(errors) == best + 1 + step2_align.PATIENCE
+    assert F.mse_loss(aligner.map(x[200:]), y[200:]).item() == pytest.approx(errors[best], rel=1e-5)
 
 
 def test_eq1_by_hand():
@@ -101,37 +138,17 @@ def test_warnings_fire_and_name_the_number(capsys, fault, words):
     assert len(line) == 1 and any(c.isdigit() for c in line[0])
 
 
-def plain_tuning(tiny, rows, y, steps):
-    """Step 1's loop over one batch with the LM's full embedding table and the library's own optimizer."""
-    torch.manual_seed(0)
-    encoder = common.load_pretrained(str(tiny[0]), "mean", 48)
-    head = torch.nn.Linear(16, 2)
-    model = torch.nn.ModuleList([encoder, head])
-    step1_embed.use_rows(encoder, rows) if steps < 0 else None
-    optimizer, schedule = step1_embed.make_optimizer(model.eval(), 1e-2, 10)
-    for _ in range(abs(steps)):
-        loss = F.cross_entropy(head(encoder(common.pad(rows, 1, CPU))), y)
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        schedule.step()
-    if steps < 0:
-        encoder.lm.set_input_embeddings(encoder.lm.get_input_embeddings().restore())
-    return encoder.lm.state_dict()
-
-
-def test_training_only_the_used_rows_is_exact(tiny):
-    encoder = common.load_pretrained(str(tiny[0]), "mean", 48)
-    rows = encoder.tokenize([(" ".join(WORDS[i:i + 4 + i % 3]),) for i in range(0, 12, 2)])
-    y = torch.tensor([0, 1, 0, 1, 1, 0])
-    full, cut = plain_tuning(tiny, rows, y, 5), plain_tuning(tiny, rows, y, -5)
-    start = encoder.lm.state_dict()["embeddings.word_embeddings.weight"]
-    after = full["embeddings.word_embeddings.weight"]
-    assert 5 < (after != start).any(1).sum() < len(start), "some rows train, some must not"
-    for name in full:
-        assert torch.allclose(full[name], cut[name], atol=1e-6), name
-    assert torch.equal((after != start).any(1), (cut["embeddings.word_embeddings.weight"] != start).any(1))
+def test_training_only_the_used_rows_is_exact(tiny, tmp_path, monkeypatch):
+    """Step 1 as it is, and with all rows of the embedding table in the optimizer, give the same LM."""
+    name = "embeddings.word_embeddings.weight"
+    start = common.load_pretrained(str(tiny[0]), "mean", 48).lm.state_dict()[name]
+    cut = torch.load(tune(tiny, tmp_path / "cut", "--lr", "0.01") / "embed.pt", weights_only=True)["state"]
+    monkeypatch.setattr(step1_embed, "use_rows", lambda encoder, rows: lambda: None)
+    full = torch.load(tune(tiny, tmp_path / "full", "--lr", "0.01") / "embed.pt", weights_only=True)["state"]
+    assert cut.keys() == full.keys() and all(torch.allclose(full[key], cut[key], atol=1e-5) for key in full)
+    changed = (full[name] != start).any(1)
+    assert 5 < changed.sum() < len(start), "some rows train, some must not"
+    assert torch.equal(changed, (cut[name] != start).any(1))
 
 
 def test_bucketed_batches_hold_each_row_once():
@@ -168,7 +185,6 @@ def test_step1_keeps_the_best_epoch_not_the_last(tiny, tmp_path, monkeypatch):
         return x
 
     monkeypatch.setattr(step1_embed, "encode", spy)
-    real = torch.Tensor.mean
     monkeypatch.setattr(step1_embed, "train_epoch", _train_and(accuracies, step1_embed.train_epoch, tiny))
     folder = tune(tiny, tmp_path / "a", "--lr", "0.01")
     history = torch.load(folder / "embed.pt", weights_only=True)["history"]
@@ -177,7 +193,6 @@ def test_step1_keeps_the_best_epoch_not_the_last(tiny, tmp_path, monkeypatch):
     kept = encoder.lm.encoder.state_dict()
     assert all(torch.equal(kept[k], states[best][k]) for k in kept)
     assert not all(torch.equal(kept[k], states[1 - best][k]) for k in kept)
-    assert real is torch.Tensor.mean
 
 
 def _train_and(accuracies, train_epoch, tiny):
@@ -209,22 +224,11 @@ def test_non_finite_loss_stops_and_names_the_step(tiny, tmp_path):
     assert not (tmp_path / "a").exists()
 
 
-@pytest.fixture
-def done(folder):
-    """Run folder of the tiny world after all steps for xx."""
-    for arch in ("shift", "ae", "fc"):
-        step2_align.main(["--lang", "xx", "--arch", arch, "--out", str(folder)])
-    step3_head.main(["--lang", "xx", "--out", str(folder)])
-    return folder
-
-
 def test_lm_bytes_do_not_change_in_steps_2_and_3(folder, monkeypatch):
     before = (folder / "embed.pt").read_bytes()
     seen = []
-    for module in (step2_align, step3_head):
-        monkeypatch.setattr(module, "load_encoder", lambda *a, **k: seen.append(load_encoder(*a, **k)) or seen[-1])
-    step2_align.main(["--lang", "xx", "--out", str(folder)])
-    step3_head.main(["--lang", "xx", "--out", str(folder)])
+    monkeypatch.setattr(common, "load_encoder", lambda out: seen.append(load_encoder(out)) or seen[-1])
+    go(folder, "step2_align --lang xx", "step3_head --lang xx")
     fresh, _ = load_encoder(folder)
     assert len(seen) == 2
     for encoder, _ in seen:
@@ -234,170 +238,98 @@ def test_lm_bytes_do_not_change_in_steps_2_and_3(folder, monkeypatch):
 
 
 def test_variants_have_files_of_their_own(folder):
-    for args in ([], ["--n", "40"], ["--arch", "ae"], ["--arch", "shift"], ["--reverse"], ["--noise", "0.5"],
-                 ["--seed", "1"], ["--depth", "3"], ["--hidden", "8"], ["--dropout", "0.4"], ["--plain"], ["--lr", "0.002"]):
-        step2_align.main(["--lang", "xx", *args, "--out", str(folder)])
-    assert len(list(folder.glob("align-*.pt"))) == 12
-    for args in ([], ["--method", "native"], ["--method", "translated"], ["--method", "translated", "--n", "50"],
-                 ["--method", "rev"], ["--arch", "ae"], ["--n", "40"]):
-        step3_head.main(["--lang", "xx", *args, "--out", str(folder)])
-    assert len(list(folder.glob("head-*.pt"))) == 8                                  # with english, made along
+    for variant in ("", "--n 40", "--arch ae", "--arch shift", "--reverse", "--noise 0.5", "--seed 1",
+                    "--depth 3", "--hidden 8", "--dropout 0.4", "--plain"):
+        go(folder, f"step2_align --lang xx {variant}")
+    assert len(list(folder.glob("align-*.pt"))) == 11
+    for variant in ("", "--method native", "--method translated", "--method translated --n 50",
+                    "--method rev", "--arch ae", "--n 40", "--n 40 --l2 0.1", "--n 40 --seeds 2",
+                    "--n 40 --seed 1"):
+        go(folder, f"step3_head --lang xx {variant}")
+    assert len(list(folder.glob("head-*.pt"))) == 11                                # with english, made along
 
 
-def test_step3_takes_the_newest_aligner_or_the_one_asked_for(done):
+def test_step3_takes_the_newest_aligner_or_the_one_asked_for(sweep):
     def newest():
-        return max(done.glob("head-langalign-*"), key=lambda p: p.stat().st_mtime_ns).name
-    assert newest() == "head-langalign-xx-fc-n90.pt"
-    step3_head.main(["--lang", "xx", "--arch", "shift", "--out", str(done)])
+        return max(sweep.glob("head-langalign-*"), key=lambda p: p.stat().st_mtime_ns).name
+    assert newest() == "head-langalign-xx-fc-n90-plain-noise0.3.pt"
+    go(sweep, "step3_head --lang xx --arch shift")
     assert newest() == "head-langalign-xx-shift-n90.pt"
 
 
-def test_heads_learn_and_their_seeds_are_independent():
+def planted_labels():
+    """Inputs (600, 8), not centred, and labels that lie in one direction of them, with some noise."""
     g = torch.Generator().manual_seed(0)
-    x = torch.randn(600, 8, generator=g)
-    y = (x[:, 0] + 0.1 * torch.randn(600, generator=g) > 0).long()
-    rows = x[:500], y[:500], x[500:], y[500:]
-    three, dev = step3_head.train_heads(*rows, 2, [0, 1, 2], 0.0, CPU)
-    assert dev.min() > 0.9
-    one, _ = step3_head.train_heads(*rows, 2, [0], 0.0, CPU)
-    assert torch.allclose(one.weight[0], three.weight[0], atol=1e-5), "a head does not see its neighbours"
-    assert not torch.allclose(three.weight[0], three.weight[1], atol=1e-3)
+    x = 3 * torch.randn(600, 8, generator=g) + 2
+    return x, (x[:, 0] - 2 + torch.randn(600, generator=g) > 0).long()
 
 
-@pytest.mark.parametrize("dev, fires", [(0.5, True), (0.9, False)])
-def test_a_head_at_the_majority_class_warns(folder, capsys, monkeypatch, dev, fires):
-    train = step3_head.train_heads
-    monkeypatch.setattr(step3_head, "train_heads", lambda *a: (train(*a)[0], torch.full((5,), dev)))
-    step3_head.main(["--method", "english", "--out", str(folder)])
+def test_heads_learn_and_their_seeds_are_independent(monkeypatch):
+    monkeypatch.setattr(step3_head, "STEPS", 200)    # so that the start still shows
+    x, y = planted_labels()
+    three = step3_head.train_heads(x, y, 2, [0, 1, 2], 0.0, CPU)
+    assert (common.logits(three, x).argmax(2) == y).float().mean(1).min() > 0.75
+    one = step3_head.train_heads(x, y, 2, [0], 0.0, CPU)
+    assert torch.allclose(one["weight"][0], three["weight"][0], atol=1e-5), "it does not see its neighbours"
+    assert not torch.allclose(three["weight"][0], three["weight"][1], atol=1e-3)
+
+
+def test_heads_minimise_cross_entropy_plus_l2(monkeypatch):
+    """At the minimum the two gradients cancel: X^T (p - y) / N = -2 l2 w, on standardised inputs."""
+    monkeypatch.setattr(step3_head, "STEPS", 6000)                                 # 2000 are on the way there
+    x, y = planted_labels()
+    heads = step3_head.train_heads(x, y, 2, [0, 1], 0.05, CPU)
+    assert torch.allclose(heads["mean"], x.mean(0)) and torch.allclose(heads["scale"], x.std(0))
+    wrong = common.logits(heads, x).softmax(2) - F.one_hot(y, 2)                   # (S, N, C)
+    gradient = ((x - x.mean(0)) / x.std(0)).T @ wrong / len(x)                     # (S, D, C)
+    assert gradient.abs().max() > 0.02 and torch.allclose(gradient, -0.1 * heads["weight"], atol=2e-3)
+
+
+def test_logits_by_hand():
+    heads = {"weight": torch.tensor([[[1.0, 0.0], [0.0, 2.0]]]), "bias": torch.tensor([[[0.0, 5.0]]]),
+             "mean": torch.tensor([1.0, 1.0]), "scale": torch.tensor([2.0, 1.0])}
+    assert common.logits(heads, torch.tensor([[3.0, 2.0]])).tolist() == [[[1.0, 7.0]]]
+
+
+@pytest.mark.parametrize("right, fires", [(18, True), (27, False)])       # of 30 rows, 18 of one class
+def test_a_head_at_the_majority_class_warns(folder, tiny, capsys, monkeypatch, right, fires):
+    y = common.load_task(tiny[1], "mood", "en", "dev")[1]
+    said = torch.where(torch.arange(30) < right, y, 1 - y).expand(5, -1)
+    monkeypatch.setattr(step3_head, "train_heads", lambda *a: {"weight": torch.zeros(5, 16, 2)})
+    monkeypatch.setattr(step3_head, "logits", lambda heads, x: F.one_hot(said, 2))
+    go(folder, "step3_head --method english")
     told = capsys.readouterr().out
-    assert ("warning: the head learned nothing" in told) == fires and "majority class 60.00%" in told
+    assert ("warning: the head learned nothing" in told) == fires
+    assert f"dev accuracy {right / 30:.2%} +- 0.00%, majority class 60.00%" in told
 
 
-def test_results_json(done):
-    evaluation.main(["--lang", "xx", "--out", str(done)])
-    rows = json.loads((done / "results.json").read_text())
-    rows = sorted(rows, key=lambda row: row["method"])
-    assert [row["method"] for row in rows] == ["english", "langalign"]
-    assert {"method", "lang", "arch", "n", "seeds", "accuracy", "accuracy_std", "macro_f1", "delta", "delta_low",
-            "delta_high"} <= set(rows[0])
-    english, ours = rows
-    assert english["delta"] is None and ours["arch"] == "fc" and ours["n"] == 90 and ours["seeds"] == 5
-    assert ours["delta"] == pytest.approx(ours["accuracy"] - english["accuracy"])
-    assert ours["delta_low"] <= ours["delta"] <= ours["delta_high"]
-
-
-def test_the_english_head_alone_serves_a_named_language(folder):
-    step3_head.main(["--method", "english", "--out", str(folder)])
-    evaluation.main(["--lang", "xx", "--out", str(folder)])
-    (row,) = json.loads((folder / "results.json").read_text())
-    assert (row["method"], row["lang"]) == ("english", "xx")
-    with pytest.raises(UserError, match="no head for a target language, only for: en"):
-        evaluation.main(["--out", str(folder)])
-
-
-def test_accuracy_and_f1_by_hand():
-    predicted, y = torch.tensor([0, 0, 1, 1, 2]), torch.tensor([0, 1, 1, 1, 0])
-    assert evaluation.macro_f1(predicted, y, 3) == pytest.approx((0.5 + 0.8 + 0.0) / 3)
-
-
-def test_bootstrap_interval_is_the_normal_one_on_many_items():
-    d = np.random.default_rng(0).choice([-1.0, 0.0, 1.0], 2000, p=[0.1, 0.7, 0.2])
-    low, high = evaluation.bootstrap(d, 0)
-    half = 1.96 * d.std() / 2000 ** 0.5
-    assert low == pytest.approx(d.mean() - half, abs=2e-3) and high == pytest.approx(d.mean() + half, abs=2e-3)
-
-
-def test_eval_applies_the_head_to_plain_target_embeddings(done):
-    """Inference of LangAlign is LM and head, no A: recomputed here from the artifacts alone."""
-    encoder, info = load_encoder(done)
-    texts, y, _ = common.load_task(info["data"], "mood", "xx", "test", info["labels"])
-    head = torch.load(done / "head-langalign-xx-fc-n90.pt", weights_only=True)
-    x = common.encode(encoder, texts, CPU, common.pick_device(types.SimpleNamespace(device="cpu", amp="auto"))[1])
-    part = head["heads"]
-    logits = torch.stack([((x - part["mean"]) / part["scale"]) @ w + b for w, b in zip(part["weight"], part["bias"])])
-    evaluation.main(["--lang", "xx", "--out", str(done), "--device", "cpu"])
-    row, = [r for r in json.loads((done / "results.json").read_text()) if r["method"] == "langalign"]
-    assert row["accuracy"] == pytest.approx((logits.argmax(2) == y).float().mean().item(), abs=1e-6)
-
-
-def test_rev_maps_the_target_text_at_inference(done):
-    step2_align.main(["--lang", "xx", "--reverse", "--arch", "shift", "--out", str(done)])
-    step3_head.main(["--lang", "xx", "--method", "rev", "--out", str(done)])
-    english = torch.load(done / "head-english.pt", weights_only=True)
-    rev = torch.load(done / "head-rev-xx-shift-n90-rev.pt", weights_only=True)
-    assert torch.equal(rev["heads"]["weight"], english["heads"]["weight"]), "the head itself is the English one"
-    shift = torch.load(done / "align-xx-shift-n90-rev.pt", weights_only=True)["state"]
-    x = torch.randn(4, 16)
-    moved = x - shift["mean_x"] + shift["mean_y"]
-    assert torch.allclose(evaluation.logits_of(rev, x), evaluation.logits_of({**english}, moved), atol=1e-5)
-    forward = torch.load(done / "align-xx-shift-n90.pt", weights_only=True)["state"]
-    assert torch.allclose(shift["mean_x"], forward["mean_y"]) and torch.allclose(shift["mean_y"], forward["mean_x"])
-
-
-def predict(folder, lines, capsys, *args):
-    """Run --predict on standard input; returns its output lines."""
-    stdin = sys.stdin
-    sys.stdin = types.SimpleNamespace(buffer=io.BytesIO(lines.encode()))
-    try:
-        evaluation.main(["--out", str(folder), "--predict", "-", *args])
-    finally:
-        sys.stdin = stdin
-    return capsys.readouterr().out.splitlines()
-
-
-def test_predict_one_line_in_one_line_out(done, capsys, monkeypatch, tmp_path):
-    monkeypatch.setattr(evaluation, "CHUNK", 7)
-    rng = __import__("random").Random(1)
-    lines = [sentence(rng, ["x" + w for w in WORDS]) for _ in range(20)] + [""]
-    capsys.readouterr()
-    out = predict(done, "\n".join(lines) + "\n", capsys)
-    assert len(out) == 21 and all(line.split("\t")[0] in ("bad", "good") for line in out)
-    assert all(0.5 <= float(line.split("\t")[1]) <= 1 for line in out)
-    assert predict(done, "\n".join(lines[::-1]) + "\n", capsys) == out[::-1]
-    (tmp_path / "in.txt").write_text("\n".join(lines) + "\n")
-    evaluation.main(["--out", str(done), "--lang", "xx", "--predict", str(tmp_path / "in.txt")])
-    assert capsys.readouterr().out.splitlines() == out
-
-
-def test_pair_task_end_to_end(tiny, tmp_path, capsys):
-    folder = step1(tiny, tmp_path / "run", "--task", "pair")
-    step2_align.main(["--lang", "xx", "--arch", "linear", "--out", str(folder)])
-    step3_head.main(["--lang", "xx", "--out", str(folder)])
-    step3_head.main(["--lang", "xx", "--method", "translated", "--out", str(folder)])
-    evaluation.main(["--lang", "xx", "--out", str(folder)])
-    rows = json.loads((folder / "results.json").read_text())
-    assert sorted(r["method"] for r in rows) == ["english", "langalign", "translated"]
-    capsys.readouterr()
-    assert len(predict(folder, "xthe xfilm\txthe xfood\n", capsys)) == 1
-    with pytest.raises(UserError, match="standard input:2: 1 tab-separated columns"):
-        predict(folder, "a\tb\nno second column\n", capsys)
-
-
-def test_single_texts_for_a_pair_task_are_taken_with_a_warning(tiny, tmp_path, capsys):
-    folder = step1(tiny, tmp_path / "run", "--task", "pair")
+def test_single_general_texts_for_a_pair_task_are_taken_with_a_warning(tiny, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(step3_head, "STEPS", 40)
+    shutil.copytree(tiny[1] / "pair", tmp_path / "data" / "pair")
     rows = [["", f"the film {w} {v}", f"xthe xfilm x{w} x{v}"] for w in WORDS for v in WORDS[:5]]
-    data = tmp_path / "data"
-    for lang in ("en", "xx"):
-        (data / "pair" / lang).mkdir(parents=True)
-        for split in ("train", "dev", "test"):
-            (data / "pair" / lang / f"{split}.tsv").write_bytes((tiny[1] / "pair" / lang / f"{split}.tsv").read_bytes())
-    write(data / "pair" / "xx" / "translated.tsv", ["label", "text", "translation"], rows)
-    folder = step1((tiny[0], data), tmp_path / "run2", "--task", "pair")
-    step2_align.main(["--lang", "xx", "--out", str(folder)])
+    write(tmp_path / "data" / "pair" / "xx" / "translated.tsv", ["label", "text", "translation"], rows)
+    folder = step1((tiny[0], tmp_path / "data"), tmp_path / "run", "--task", "pair")
+    go(folder, "step2_align --lang xx")
     told = capsys.readouterr().out
-    assert "warning: single texts for a pair task" in told and "domain gap" in told
+    gap = common.load(folder / "align-xx-fc-n100.pt", "align", "")["report"]["domain_gap"]
+    assert "warning: single texts for a pair task" in told and gap > step2_align.WARN_GAP
+    assert f"warning: the pairs are far from the task's text, domain gap {gap:.2f}" in told
+    go(folder, "step3_head --lang xx", "eval --lang xx")                            # and all steps go on
+    ours = json.loads((folder / "results.json").read_text())[-1]
+    assert ours["method"] == "langalign" and ours["sentences"] == len(rows) == 100
+    assert ours["characters"] == sum(len(row[1]) for row in rows)
     with pytest.raises(UserError, match="translated.tsv:2: no label, as 100 rows"):
-        step3_head.main(["--lang", "xx", "--method", "translated", "--out", str(folder)])
+        go(folder, "step3_head --lang xx --method translated")
 
 
-def test_lms_tuned_on_native_and_translated_rows(folder, tiny):
-    for kind in ("native", "translated"):
-        step1(tiny, folder, "--train-on", kind, "--lang", "xx", "--epochs", "1")
-        step3_head.main(["--lang", "xx", "--method", kind, "--lm", kind, "--out", str(folder)])
-    step3_head.main(["--method", "english", "--out", str(folder)])
-    evaluation.main(["--lang", "xx", "--out", str(folder)])
-    methods = [row["method"] for row in json.loads((folder / "results.json").read_text())]
-    assert sorted(methods) == ["english", "native (native LM)", "translated (translated LM)"]
+@pytest.mark.parametrize("kind", ["native", "translated"])
+def test_an_lm_tuned_on_native_or_translated_rows_has_a_run_folder_of_its_own(folder, tiny, tmp_path, kind):
+    other = step1(tiny, tmp_path / kind, "--train-on", kind, "--lang", "xx", "--epochs", "1")
+    assert [path.name for path in other.iterdir()] == ["embed.pt"]
+    assert load_encoder(other)[0].fingerprint != load_encoder(folder)[0].fingerprint
+    go(other, f"step3_head --lang xx --method {kind}", "eval --lang xx")
+    methods = [row["method"] for row in json.loads((other / "results.json").read_text())]
+    assert methods == ["majority", "english", kind]
 
 
 def test_each_script_runs_from_an_empty_folder_with_common(tiny, tmp_path):
