@@ -30,8 +30,10 @@ METHODS = ("majority", "english", "langalign", "rev", "translated", "native")   
 ARCHES = (None, "fc", "ae", "linear", "procrustes", "shift")
 GREY = "#808080"       # legible on white and on black, as the colours are
 ENDS = ("", "_low", "_high")         # of a record's "delta": the difference to english and its interval
-SVG = '<svg xmlns="http://www.w3.org/2000/svg" width="900" height="520" font-family="sans-serif">'
-COLORS = ("#3b82c4", "#d9822b", "#2a9d62", "#a05eb5", "#c94f4f", "#8a7a20", "#2f9c9c", "#c2569b")
+SVG = """<svg xmlns="http://www.w3.org/2000/svg" width="900" height="520" style="font:13px sans-serif">
+<text x="430" y="16" fill="#808080">accuracy against n, 95% interval of the difference to english</text>"""
+COLORS = ("#3b82c4", "#d9822b", "#2a9d62", "#a05eb5", "#c94f4f", "#8a7a20", "#2f9c9c", "#c2569b",
+          "#7a6ff0", "#5a9e1f", "#b86a4b", "#7f8fa9")
 
 def get_args(argv=None):
     p = make_parser(__doc__)
@@ -172,7 +174,8 @@ def plot(path, lang, records, heads, cache, info):
     low, high = (pick(r["delta" + end] for r in shown + level for end in ENDS) for pick in (min, max))
     for r in records:                                        # heights of the value and of its interval
         r["y"] = [360 - 330 * (r["delta" + end] - low) / (high - low) for end in ENDS]
-    draw("text", f"{lang}: accuracy, 95% interval of its difference to english", x=430, y=16, fill=GREY)
+    for words, v in ((f"{100 * low:+.1f}", 364), (f"{100 * high:+.1f}", 34)):
+        draw("text", words, x=424, y=v, fill=GREY, text_anchor="end")
     for r in level:
         draw("path", d=f"M430 {r['y'][0]:.0f} H770", stroke=GREY, stroke_dasharray=4)
         draw("text", f"{r['method']} {r['accuracy']:.1%}", x=774, y=r["y"][0] + 4, fill=GREY)
@@ -183,8 +186,7 @@ def plot(path, lang, records, heads, cache, info):
         draw("text", r["label"], x=430 + 235 * (k % 2), y=404 + 18 * (k // 2), fill=color)
         draw("path", d=f"M{u:.0f} {r['y'][1]:.0f} V{r['y'][2]:.0f}", stroke=color, stroke_width=2)
         draw("circle", cx=round(u), cy=round(r["y"][0]), r=4, fill=color)
-    text = "\n".join([*dict.fromkeys(svg), "</svg>\n"])                              # each legend once
-    write_whole(path, lambda file: file.write(text.encode()))
+    write_whole(path, lambda file: file.write("\n".join([*dict.fromkeys(svg), "</svg>\n"]).encode()))
 
 def read_texts(stream, pair, name):
     """Texts of a binary stream, one a line; UserError with the line's number."""
