@@ -352,11 +352,11 @@ def test_plot_shows_what_was_computed(sweep):
 
 
 @pytest.mark.parametrize("newest", ["fc", "procrustes"])
-@pytest.mark.parametrize("native, sizes", [(36, (5, 10, 20, 50)), (12, (5, 10, 20, 30, 50))])
+@pytest.mark.parametrize("native, sizes", [((36,), (5, 10, 20, 50)), ((11, 12), (5, 10, 20, 30, 50))])
 def test_plot_of_the_papers_sizes_and_every_arch(sweep, native, sizes, newest):
     """Many methods, labels of close and of distant heights; planted accuracies in place of trained heads."""
     heads = {"head-english": planted_head(right(11), "english"),
-             "head-native-xx": planted_head(right(native), "native")}
+             "head-native-xx": planted_head(right(*native), "native")}
     for i, (arch, n) in enumerate((arch, 1000 * n) for arch in evaluation.ARCHES[1:] for n in sizes):
         heads[f"head-langalign-xx-{arch}-n{n}"] = planted_head(right(11 + i % 9), "langalign", arch, n)
     for tail in ("plain-noise0.3", "plain", "depth3-hidden64-dropout0.3"):
