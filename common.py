@@ -23,7 +23,7 @@ import transformers
 from tqdm import tqdm
 from transformers import AutoConfig, AutoModel, AutoTokenizer
 
-FORMAT = 1             # of every .pt written here; raise it when a reader of the old form would misread
+FORMAT = 2             # of every .pt written here; raise it when a reader of the old form would misread
 SHUFFLE_SEED = 2503    # of the order whose prefixes are the n pairs; not --seed, so 5000 is inside 20000
 DEFAULT_N = 20_000     # translated pairs; the paper uses 5K to 50K
 HELD_OUT = 0.1         # share of the pairs held out in step 2, and of train where there is no dev.tsv
@@ -320,7 +320,7 @@ class Cache:
             self._add(path)
             self.encoded += len(part)
         places = np.array([self.where[key] for key in keys])          # (N, 2)
-        self.seconds = sum(self.pace[shard] for shard, _ in places.tolist())
+        self.seconds = sum(self.pace[self.where[key][0]] for key in set(keys))
         out = torch.empty(len(texts), self.encoder.dim)
         for shard in np.unique(places[:, 0]):
             mine = np.flatnonzero(places[:, 0] == shard)

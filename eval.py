@@ -21,8 +21,8 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from common import (UserError, encode, load, load_aligner, load_task, load_translated, logits, make_parser,
-                    open_run, run, write_whole)
+from common import (UserError, encode, file_name, load, load_aligner, load_task, load_translated, logits,
+                    make_parser, open_run, run, write_whole)
 
 BOOTSTRAP = 10_000     # resamples of the test items behind a 95% interval
 CHUNK = 1_024          # lines that --predict labels at once: constant memory, order kept
@@ -92,7 +92,8 @@ def record_of(name, heads, predicted, y):
     """Numbers of one variant: heads that differ in seeds only, predicted (S, N) over all their seeds."""
     first, hits = heads[0], (predicted == y).double()
     method, arch, n = first["method"], first["arch"], first["n"]
-    variant = name.partition(f"-n{n}")[2].replace("-", " ").strip()
+    plain = file_name("head", method, first["lang"] if first["lang"] != "en" else None, arch, n=n)[:-3]
+    variant = name[len(plain):].replace("-rev", "").replace("-", " ").strip()
     measured = [head["alignment"]["A"] for head in heads if arch]
     return {"method": method, "arch": arch, "n": n, "variant": variant, "head": name, "seeds": len(hits),
             "label": " ".join(filter(None, (method, arch, variant))), "accuracy": hits.mean().item(),
@@ -103,12 +104,13 @@ def record_of(name, heads, predicted, y):
 
 def evaluate(lang, heads, cache, info, args):
     """One record a variant on a split of `lang`, in the table's order; aligner seeds are pooled."""
-    texts, y, labels = load_task(info["data"], info["task"], lang, args.split, info["labels"])
+    texts, y, _ = load_task(info["data"], info["task"], lang, args.split, info["labels"])
     x, groups = cache(texts, f"encode {args.split}"), {}
     for path, head in heads:
         groups.setdefault(re.sub(r"-seed\d+(?=-|$)", "", path.stem), []).append(head)
     votes = {name: torch.cat([logits_of(head, x).argmax(2) for head in of]) for name, of in groups.items()}
-    groups["majority"] = [dict(method="majority", arch=None, n=None, labels=labels, cost={}, seconds={})]
+    empty = dict(lang="en", arch=None, n=None, cost={}, seconds={})
+    groups["majority"] = [{**heads[0][1], **empty, "method": "majority"}]
     votes["majority"] = y.bincount().argmax().expand(1, len(y))                                      # (S, N)
     records = [record_of(name, groups[name], votes[name], y) for name in votes]
     if "head-english" in votes:
@@ -127,21 +129,22 @@ def evaluate(lang, heads, cache, info, args):
 
 def show(lang, records):
     """Print the table of one language, and how far alignment foretells accuracy."""
-    ceiling = records[-1].get("ceiling", "native")
+    ceiling, wide = records[-1].get("ceiling", "native"), max(len(r["label"]) for r in records) + 1
     print(f"\n{lang}: {records[0]['items']} {records[0]['split']} rows; +- over seeds of aligners and heads; "
           "difference to english in points with its\n95% interval over the rows; gap: its share of "
           f"{ceiling}'s; R^2, P@1: A on held-out pairs; text\ntranslated; seconds to encode the method's own "
-          "text, make A, train the heads\n  method     aligner             n seeds  accuracy    +-  macro F1"
-          "  difference                gap   R^2    P@1   sentences  characters  seconds")
+          f"text, make A, train the heads\n  {'method':{wide}s}      n seeds  accuracy    +-  macro F1  "
+          "difference                gap   R^2    P@1   sentences  characters  seconds")
     for r in records:
-        line = f"  {r['method']:10s} {r['arch'] or '-'} {r['variant']}".ljust(28) + f"{r['n'] or '-':>6}"
-        line += f"{r['seeds']:6d}{r['accuracy']:10.2%}{100 * r['accuracy_std']:6.2f}{r['macro_f1']:10.2%}"
+        line = f"  {r['label']:{wide}s}{r['n'] or '-':>7}{r['seeds']:6d}{r['accuracy']:10.2%}"
+        line += f"{100 * r['accuracy_std']:6.2f}{r['macro_f1']:10.2%}"
         if "delta" in r and r["method"] != "english":
             line += "  {:+6.2f} [{:+.2f}, {:+.2f}]".format(*(100 * r["delta" + end] for end in ENDS))
-        line = line.ljust(90) + (f"{r['recovered']:5.0%}" if "recovered" in r else "")
-        line = line.ljust(95) + (f"{r['r2']:6.3f}{r['p1']:7.1%}" if r["arch"] else "")
-        line = line.ljust(108) + (f"{r['sentences']:12}{r['characters']:12}" if r.get("sentences") else "")
-        print(line.ljust(135) + " / ".join(f"{seconds:.0f}" for seconds in r["seconds"].values()))
+        line = line.ljust(wide + 65) + (f"{r['recovered']:5.0%}" if "recovered" in r else "")
+        line = line.ljust(wide + 70) + (f"{r['r2']:6.3f}{r['p1']:7.1%}" if r["arch"] else "")
+        line = line.ljust(wide + 83)
+        line += f"{r['sentences']:12}{r['characters']:12}" if r.get("sentences") else ""
+        print(line.ljust(wide + 110) + " / ".join(f"{seconds:.0f}" for seconds in r["seconds"].values()))
     mapped = [r for r in records if r["method"] == "langalign" and "delta" in r]
     if len(mapped) > 2:
         told = [f"{title} {rank_correlation([r[key] for r in mapped], [r['accuracy'] for r in mapped]):+.2f}"
@@ -164,7 +167,7 @@ def plot(path, lang, records, heads, cache, info):
         svg.append(f"<{kind} {given}>{words}</{kind}>")
 
     for i, words in enumerate(("English e(d)", f"A(e(d)), {head['arch']}", f"{lang} e(T(d))")):
-        draw("text", words, x=30 + 125 * i, y=16, fill=COLORS[i])
+        draw("text", words, x=30 + 145 * i, y=16, fill=COLORS[i])
         for j, (u, v) in enumerate(spots[i]):
             draw("circle", cx=u, cy=v, r=4 if j < 10 else 2, fill=COLORS[i])
             if i and j < 10:                                 # ten pairs joined: d, A(d), T(d)
@@ -173,17 +176,17 @@ def plot(path, lang, records, heads, cache, info):
     kinds, sizes = list(dict.fromkeys(r["label"] for r in shown)), sorted({r["n"] for r in shown})
     low, high = (pick(r["delta" + end] for r in shown + level for end in ENDS) for pick in (min, max))
     for r in records:                                        # heights of the value and of its interval
-        r["y"] = [360 - 330 * (r["delta" + end] - low) / (high - low) for end in ENDS]
+        r["y"] = [360 - 330 * (r["delta" + end] - low) / ((high - low) or 1) for end in ENDS]
     for words, v in ((f"{100 * low:+.1f}", 364), (f"{100 * high:+.1f}", 34)):
         draw("text", words, x=424, y=v, fill=GREY, text_anchor="end")
-    for r in level:
+    for k, r in enumerate(sorted(level, key=lambda r: r["y"])):
         draw("path", d=f"M430 {r['y'][0]:.0f} H770", stroke=GREY, stroke_dasharray=4)
-        draw("text", f"{r['method']} {r['accuracy']:.1%}", x=774, y=r["y"][0] + 4, fill=GREY)
+        draw("text", f"{r['method']} {r['accuracy']:.1%}", x=774, y=r["y"][0] - 4 + 14 * k, fill=GREY)
     for r in shown:
         k, place = kinds.index(r["label"]), sizes.index(r["n"])
         u, color = 430 + 340 * (place + (k + 1) / (len(kinds) + 1)) / len(sizes), COLORS[k % len(COLORS)]
-        draw("text", f"n = {r['n']:,}", x=430 + 340 * place / len(sizes), y=380, fill=GREY)
-        draw("text", r["label"], x=430 + 235 * (k % 2), y=404 + 18 * (k // 2), fill=color)
+        draw("text", f"n={r['n']:,}", x=430 + 340 * place / len(sizes), y=380, fill=GREY)
+        draw("text", r["label"], x=30 + 290 * (k % 3), y=404 + 18 * (k // 3), fill=color)
         draw("path", d=f"M{u:.0f} {r['y'][1]:.0f} V{r['y'][2]:.0f}", stroke=color, stroke_width=2)
         draw("circle", cx=round(u), cy=round(r["y"][0]), r=4, fill=color)
     write_whole(path, lambda file: file.write("\n".join([*dict.fromkeys(svg), "</svg>\n"]).encode()))

@@ -131,7 +131,7 @@ def main(argv=None):
         try:
             load(Path(args.out, "head-english.pt"), "head", "", cache.encoder.fingerprint)
         except UserError:                                    # none yet, or one of an earlier LM
-            make_head("english", args, cache, info)
+            make_head("english", get_args(["--out", args.out, "--method", "english"]), cache, info)
     make_head(args.method, args, cache, info)
 
 if __name__ == "__main__":
