@@ -368,9 +368,9 @@ def test_plot_of_the_papers_sizes_and_every_arch(sweep, native, sizes, newest):
 
 
 def test_each_kind_of_a_plot_has_a_colour_of_its_own(sweep):
-    """README's grid has nine kinds: fc and ae, also plain, three closed forms, rev, translated."""
+    """README's grid has as many: fc and ae, also plain, three closed forms, translated, and one more for rev."""
     heads = {"head-english": planted_head(right(11), "english"),
-             "head-rev-xx-fc-n90-rev": planted_head(right(12), "rev", "fc", 90),
+             "head-langalign-xx-fc-n90-noise0.3": planted_head(right(12), "langalign", "fc", 90),
              "head-translated-xx-n90": planted_head(right(20), "translated", None, 90)}
     for arch in evaluation.ARCHES[1:]:
         for tail in ("", "-plain") if arch in ("fc", "ae") else ("",):
