@@ -173,7 +173,7 @@ def load_train_dev(root, task, lang, labels, translated=False, n=None):
     Dev is dev.tsv; where there is none, and for translations, it is a tenth of the rows, held out.
     """
     if translated:
-        _, texts, names = load_translated(root, task, lang, n)
+        _, texts, names = load_translated(root, task, lang, n, labels)
         y = label_ids(Path(root, task, lang, "translated.tsv"), names, labels)
     else:
         texts, y, _ = load_task(root, task, lang, "train", labels)
@@ -183,8 +183,9 @@ def load_train_dev(root, task, lang, labels, translated=False, n=None):
     cut = len(order) - max(1, int(HELD_OUT * len(order)))
     return tuple(([texts[i] for i in part], y[part]) for part in (order[:cut], order[cut:]))
 
-def load_translated(root, task, lang, n=None):
+def load_translated(root, task, lang, n=None, labels=None):
     """The first n pairs of translated.tsv in the fixed order; n None: DEFAULT_N, or all if fewer.
+    With `labels` every row must have one of them.
 
     Returns (English texts, their translations, label names, "" where unlabelled).
     """
@@ -194,6 +195,8 @@ def load_translated(root, task, lang, n=None):
         raise UserError(f"{path}:1: one of text_b and translation_b; pair tasks have both, other text none")
     if n is not None and n > len(rows):
         raise UserError(f"--n {n}: {path} has {len(rows)} pairs; use --n {len(rows)}, or translate more rows")
+    if labels:
+        label_ids(path, [row[0] for row in rows], labels)    # before the shuffle: an error names the line
     rows = [rows[i] for i in fixed_order(len(rows))[:n or DEFAULT_N]]
     return [row[1::2] for row in rows], [row[2::2] for row in rows], [row[0] for row in rows]
 

@@ -40,6 +40,7 @@ def get_args(argv=None):
     p.add_argument("--lang", help="target language; without it every language that has a head")
     p.add_argument("--split", choices=("test", "dev"), default="test", help="rows to judge on")
     p.add_argument("--predict", metavar="FILE", help="label the lines of FILE, or of standard input: -")
+    p.add_argument("--head", metavar="FILE", help="--predict with this head, else the newest of langalign")
     p.add_argument("--plot", metavar="FILE.svg", help="draw pairs and accuracies of --lang as SVG")
     args = p.parse_args(argv)
     if args.plot and not args.lang:
@@ -49,7 +50,8 @@ def get_args(argv=None):
 def load_heads(out, lang, encoder, info):
     """([(path, artifact)] of the heads for `lang`, None: all, and of english, newest first; languages)."""
     make = f"python step3_head.py --out {out} --lang {lang or 'ko'}"
-    heads = [(path, load(path, "head", make, encoder.fingerprint)) for path in Path(out).glob("head-*.pt")]
+    heads = [(path, load(path, "head", f"{make} --method {path.stem.split('-')[1]}, or delete it",
+                         encoder.fingerprint)) for path in Path(out).glob("head-*.pt")]
     heads.sort(key=lambda item: -item[0].stat().st_mtime_ns)
     langs = sorted({head["lang"] for _, head in heads} - {"en"})
     if not heads or not (lang or langs) or lang and lang not in (langs or [lang]):   # english serves any
@@ -202,13 +204,13 @@ def read_texts(stream, pair, name):
             raise UserError(f"{name}:{number}: {len(text)} tab-separated columns; this task reads {1 + pair}")
         yield text
 
-def predict(path, head, cache):
+def predict(path, name, head, cache):
     """Label a file or standard input: a line `label <tab> probability` for each line, in order."""
     try:
         source = contextlib.nullcontext(sys.stdin.buffer) if path == "-" else open(path, "rb")
     except OSError as err:
         raise UserError(f"--predict {path}: {err.strerror}; give a text file, or - for standard input")
-    print(f"labelling with {head['method']} {head['arch'] or ''} {head['lang']}", file=sys.stderr)
+    print(f"labelling with {name}", file=sys.stderr)
     with source as stream:
         texts = read_texts(stream, head["pair"], "standard input" if path == "-" else path)
         while chunk := list(itertools.islice(texts, CHUNK)):
@@ -225,8 +227,11 @@ def main(argv=None):
     if args.predict:
         if not args.lang and len(langs) > 1:
             raise UserError(f"--predict needs --lang; {args.out} has heads for: {' '.join(langs)}")
-        _, best = max(heads, key=lambda item: (item[1]["method"] == "langalign", item[1]["lang"] != "en"))
-        return predict(args.predict, best, cache)
+        heads = [item for item in heads if args.head in (None, item[0].name, str(item[0]))]
+        if not heads:
+            raise UserError(f"--head {args.head}: not in {args.out}; see: ls {args.out}/head-*")
+        best = max(heads, key=lambda item: (item[1]["method"] == "langalign", item[1]["lang"] != "en"))
+        return predict(args.predict, *best, cache)
     methods = {head["method"] for _, head in heads}
     if args.plot and not {"english", "langalign"} <= methods:
         raise UserError(f"--plot needs a langalign and an english head, {args.out} has: {' '.join(methods)}; "

@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from tqdm import tqdm
 
 from common import (UserError, autocast, encode, load_pretrained, load_task, load_train_dev,
-                    make_parser, pad, pick_device, positive, run, save_encoder)
+                    make_parser, number, pad, pick_device, positive, run, save_encoder)
 
 POOL_OF_BATCHES = 50   # batches whose rows are sorted by length together: little padding, still random order
 WARMUP = 0.06          # share of the steps with rising learning rate
@@ -41,7 +41,8 @@ def get_args(argv=None):
                    help="rows to tune on; native and translated (with labels) are baselines and need --lang")
     p.add_argument("--lang", help="target language of --train-on native or translated, e.g. ko")
     p.add_argument("--n", type=positive, help="rows of --train-on translated, else 20000, or all if fewer")
-    p.add_argument("--epochs", type=int, default=3, help="passes over the rows (ours); 0: LM as it is")
+    p.add_argument("--epochs", type=number(int, 0, float("inf"), "a whole number from 0"), default=3,
+                   help="passes over the rows (ours); 0: LM as it is")
     p.add_argument("--lr", type=float, default=5e-5,
                    help="peak learning rate of AdamW (ours); less if loss jumps")
     p.add_argument("--batch", type=positive, default=32, help="texts a step (ours); less if memory runs out")

@@ -115,7 +115,7 @@ def make_head(method, args, cache, info):
     print(f"{method}{f' by {source}' if source else ''}: dev accuracy {dev.mean():.2%} +- "
           f"{dev.std(correction=0):.2%}, majority class {majority:.2%} -> {path}")
     if dev.mean() <= majority:
-        print(f"warning: the head learned nothing, dev accuracy {dev.mean():.2%} is the majority class's")
+        print(f"warning: the head learned nothing, dev accuracy {dev.mean():.2%}, the majority's or less")
     english = load_translated(info["data"], info["task"], args.lang, n)[0] if method == "translated" else []
     save(path, "head", args, lm=fingerprint, method=method, lang=lang, arch=art.get("arch"), n=n,
          labels=info["labels"], pair=info["pair"], heads=heads, dev=dev.tolist(),
