@@ -227,10 +227,10 @@ def main(argv=None):
     if args.predict:
         if not args.lang and len(langs) > 1:
             raise UserError(f"--predict needs --lang; {args.out} has heads for: {' '.join(langs)}")
-        heads = [item for item in heads if args.head in (None, item[0].name, str(item[0]))]
-        if not heads:
-            raise UserError(f"--head {args.head}: not in {args.out}; see: ls {args.out}/head-*")
-        best = max(heads, key=lambda item: (item[1]["method"] == "langalign", item[1]["lang"] != "en"))
+        named = [item for item in heads if args.head in (None, item[0].name, str(item[0]))]
+        if not named:
+            raise UserError(f"--head {args.head}: {args.out} has {' '.join(path.name for path, _ in heads)}")
+        best = max(named, key=lambda item: (item[1]["method"] == "langalign", item[1]["lang"] != "en"))
         return predict(args.predict, *best, cache)
     methods = {head["method"] for _, head in heads}
     if args.plot and not {"english", "langalign"} <= methods:

@@ -221,3 +221,11 @@ def test_digest_tells_content_apart():
 
 def test_seeded_bootstrap_and_order_are_numpy_stable():
     assert np.array_equal(common.fixed_order(5), np.random.default_rng(common.SHUFFLE_SEED).permutation(5))
+
+
+def test_a_bad_label_of_the_pairs_is_named_by_its_line_in_the_file(tmp_path):
+    rows = [["good" if i != 15 else "godo", f"text {i}", f"xtext {i}"] for i in range(30)]
+    write(tmp_path / "t" / "xx" / "translated.tsv", ["label", "text", "translation"], rows)
+    with pytest.raises(common.UserError, match="translated.tsv:17: label 'godo'"):
+        common.load_train_dev(tmp_path, "t", "xx", ["bad", "good"], translated=True)
+    assert len(common.load_translated(tmp_path, "t", "xx")[0]) == 30, "labels do not matter to an aligner"

@@ -472,3 +472,26 @@ def test_pair_task_end_to_end(tiny, tmp_path, capsys, monkeypatch):
     assert len(predict(folder, "xthe xfilm\txthe xfood\n", capsys)) == 1
     with pytest.raises(UserError, match="standard input:2: 1 tab-separated columns"):
         predict(folder, "a\tb\nno second column\n", capsys)
+
+
+def test_predict_takes_the_head_that_is_named(sweep, capsys, tmp_path):
+    (tmp_path / "in.txt").write_text("xthe xfilm\n")
+    names = sorted(path.name for path in sweep.glob("head-langalign-xx-*.pt"))[:2]
+    for name in names:
+        go(sweep, f"eval --lang xx --predict {tmp_path}/in.txt --head {name}")
+        assert name in capsys.readouterr().err
+    with pytest.raises(common.UserError, match=f"head-none.pt: .*{names[0]}"):
+        go(sweep, f"eval --lang xx --predict {tmp_path}/in.txt --head head-none.pt")
+
+
+def test_predict_reads_no_further_than_its_chunk():
+    """Lines are read as they are labelled: a source without an end is no problem, memory holds one chunk."""
+    read = []
+
+    def endless():
+        while True:
+            read.append(1)
+            yield b"xthe xfilm\n"
+
+    texts = evaluation.read_texts(endless(), False, "standard input")
+    assert list(evaluation.itertools.islice(texts, 5)) == [("xthe xfilm",)] * 5 and len(read) == 5
