@@ -22,7 +22,7 @@ import toy  # noqa: E402
 
 SCRIPTS = {"step1_embed.py": step1_embed, "step2_align.py": step2_align, "step3_head.py": step3_head,
            "eval.py": evaluation}
-ELSEWHERE = ("data/real", "data/mine", "runs/reviews", "runs/nli", "runs/sentiment", "$")
+ELSEWHERE = ("data/real", "data/mine", "runs/reviews", "runs/nli", "runs/sentiment", "runs/cls", "runs/native-ko", "$")
 WORDS = "the a film food room was is not very good bad slow fast kind dark warm old new long short".split()
 TARGET = [f"x{word}" for word in WORDS]
 
