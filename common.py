@@ -28,7 +28,7 @@ SHUFFLE_SEED = 2503    # of the order whose prefixes are the n pairs; not --seed
 DEFAULT_N = 20_000     # translated pairs; the paper uses 5K to 50K
 HELD_OUT = 0.1         # share of the pairs held out in step 2, and of train where there is no dev.tsv
 SHARD = 5_000          # rows a cache file holds: the most that a killed run can lose
-BATCH_TOKENS = {"cpu": 4_096, "cuda": 65_536, "mps": 16_384}     # of an encoding batch, with padding
+BATCH_TOKENS = {"cpu": 1_024, "cuda": 65_536, "mps": 16_384}     # of an encoding batch, with padding
 
 # Command line
 class UserError(Exception):
@@ -271,7 +271,8 @@ def batches(lengths, budget):
 
 @torch.no_grad()
 def encode(encoder, texts, device, dtype=None, budget=None, progress="encode"):
-    """Texts -> (N, D) fp32 on the CPU, in input order. budget: tokens in a batch, default BATCH_TOKENS."""
+    """Texts -> (N, D) fp32 on the CPU, in input order. dtype: of autocast, None for the weights' own;
+    budget: tokens in a batch, default BATCH_TOKENS."""
     encoder.eval()
     rows = encoder.tokenize(texts)
     out = torch.empty(len(rows), encoder.dim, device=device)
@@ -289,9 +290,9 @@ class Cache:
     Only texts never seen before are encoded, so n=50000 after n=20000 costs 30000. Files hold SHARD rows, are
     written whole, never change, and are read memory-mapped.
     """
-    def __init__(self, encoder, out, device, dtype=None):
-        self.encoder, self.device, self.dtype = encoder, device, dtype
-        self.folder = Path(out, "cache", f"{encoder.fingerprint[:16]}-{str(dtype or torch.float32)[6:]}")
+    def __init__(self, encoder, out, device):
+        self.encoder, self.device = encoder, device
+        self.folder = Path(out, "cache", f"{encoder.fingerprint[:16]}-{str(encoder.lm.dtype)[6:]}")
         self.encoded = 0                                     # texts that this process had to encode
         self.shards, self.where = [], {}                     # where: digest of a text -> (shard, row)
         self.pace = []                                       # seconds a row, of each shard
@@ -314,7 +315,7 @@ class Cache:
             label = f"{progress} {start // SHARD + 1}/{-(-len(todo) // SHARD)}"
             new = [text for _, text in part]
             start = time.perf_counter()
-            embeddings = encode(self.encoder, new, self.device, self.dtype, progress=label)
+            embeddings = encode(self.encoder, new, self.device, progress=label)
             seconds = time.perf_counter() - start
             packed = torch.frombuffer(bytearray(b"".join(key for key, _ in part)), dtype=torch.uint8)
             path = self.folder / f"{digest(packed)}.pt"
@@ -487,7 +488,8 @@ def open_run(args):
     """(Cache of the run folder's frozen LM, what embed.pt holds besides, the machine in words)."""
     device, dtype, machine = pick_device(args)
     encoder, info = load_encoder(args.out)
-    return Cache(encoder.to(device), args.out, device, dtype), info, machine
+    encoder.lm.to(dtype or torch.float32)                    # frozen, so whole: faster than autocast
+    return Cache(encoder.to(device), args.out, device), info, machine
 
 def file_name(*parts, **options):
     """File name of a variant: parts and key+value options joined by "-", empty ones left out."""

@@ -214,7 +214,7 @@ def predict(path, name, head, cache):
     with source as stream:
         texts = read_texts(stream, head["pair"], "standard input" if path == "-" else path)
         while chunk := list(itertools.islice(texts, CHUNK)):
-            x = encode(cache.encoder, chunk, cache.device, cache.dtype)
+            x = encode(cache.encoder, chunk, cache.device)
             probability = logits_of(head, x).softmax(2).mean(0)                                      # (N, C)
             for value, label in zip(*(column.tolist() for column in probability.max(1))):
                 print(f"{head['labels'][label]}\t{value:.4f}")

@@ -149,7 +149,9 @@ def bench_encode(args, size):
     jobs, work, tokens = {}, {}, min(common.BATCH_TOKENS[device.type], sum(lengths))
     dtypes = {"fp32": None, "bf16": args.dtype} if args.dtype == torch.bfloat16 else {"fp32": None}
     for name, dtype in dtypes.items():
-        jobs[f"{name} ours"] = partial(encode, encoder, device=device, dtype=dtype)
+        mine = copy.deepcopy(encoder)
+        mine.lm.to(dtype or torch.float32)                   # as open_run does
+        jobs[f"{name} ours"] = partial(encode, mine, device=device)
         jobs[f"{name} peak"], work[f"{name} peak"] = peak_job(config, tokens, device, dtype or torch.float32)
         for batch in BATCHES if peer else ():
             jobs[f"{name} peer {batch}"] = partial(peer_encode, peer, batch=batch, device=device, dtype=dtype)

@@ -143,9 +143,10 @@ def bench_peer(args):
                                      for lang in (args.lang, "en"))
     (texts, labels), _ = load_train_dev(*where, "en", info["labels"])
     floor, aligned = own_heads(args, len(english), encoder.fingerprint)
-    cache = common.Cache(encoder.to(device), args.out, device, dtype)
     student = peer_model(encoder, device)
-    check_same(encoder, student, english[:32] + target[:32], device)
+    check_same(encoder.to(device), student, english[:32] + target[:32], device)
+    encoder.lm.to(dtype or torch.float32)                    # as open_run does, the student has its own
+    cache = common.Cache(encoder, args.out, device)
     teacher, start = cache(english, "encode teacher"), time.perf_counter()
     spent = {"teacher": cache.seconds}
     distil(student, english, target, teacher, args)

@@ -338,9 +338,9 @@ def test_plot_shows_what_was_computed(sweep):
     go(sweep, f"eval --lang yy --plot {sweep}/yy.svg")
     _, elements = check_picture(sweep / "yy.svg")
     encoder, info = load_encoder(sweep)
-    dtype = common.pick_device(types.SimpleNamespace(device=None, amp="auto"))[1]
+    encoder.lm.to(common.pick_device(types.SimpleNamespace(device=None, amp="auto"))[1] or torch.float32)
     pairs = common.load_translated(info["data"], "mood", "yy")[:2]
-    x, y = (common.encode(encoder, texts, CPU, dtype)[-9:] for texts in pairs)
+    x, y = (common.encode(encoder, texts, CPU)[-9:] for texts in pairs)
     head = torch.load(sweep / "head-langalign-yy-fc-n90.pt", weights_only=True)
     clouds = torch.cat([x, common.load_aligner(head).map(x), y])
     values, vectors = torch.linalg.eigh(torch.cov(clouds.T))
@@ -412,8 +412,8 @@ def test_eval_applies_the_head_to_plain_target_embeddings(sweep):
     encoder, info = load_encoder(sweep)
     texts, y, _ = common.load_task(info["data"], "mood", "xx", "test", info["labels"])
     head = torch.load(sweep / "head-langalign-xx-ae-n90.pt", weights_only=True)
-    _, dtype, _ = common.pick_device(types.SimpleNamespace(device="cpu", amp="auto"))
-    x = common.encode(encoder, texts, CPU, dtype)
+    encoder.lm.to(common.pick_device(types.SimpleNamespace(device="cpu", amp="auto"))[1] or torch.float32)
+    x = common.encode(encoder, texts, CPU)
     assert head["aligner"]["arch"] == "ae" and head["state"], "kept for the plot, not used here"
     part = head["heads"]
     x = (x - part["mean"]) / part["scale"]
