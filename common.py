@@ -9,7 +9,9 @@ Embeddings are fp32 tensors (N, D) on the CPU, whatever made them.
 """
 import argparse
 import contextlib
+import functools
 import hashlib
+import itertools
 import os
 import sys
 import tempfile
@@ -18,12 +20,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.distributed as dist
 import torch.nn as nn
 import transformers
 from tqdm import tqdm
 from transformers import AutoConfig, AutoModel, AutoTokenizer
 
-FORMAT = 2             # of every .pt written here; raise it when a reader of the old form would misread
+FORMAT = 3             # of every .pt written here; raise it when a reader of the old form would misread
 SHUFFLE_SEED = 2503    # of the order whose prefixes are the n pairs; not --seed, so 5000 is inside 20000
 DEFAULT_N = 20_000     # translated pairs; the paper uses 5K to 50K
 HELD_OUT = 0.1         # share of the pairs held out in step 2, and of train where there is no dev.tsv
@@ -70,6 +73,8 @@ def run(main):
     """Call `main()`. A UserError becomes one line on stderr and exit status 2, Ctrl-C one line and 130."""
     try:
         main()
+        if ranks()[1] > 1:
+            dist.destroy_process_group()
     except UserError as err:
         print(f"error: {err}", file=sys.stderr)
         sys.exit(2)
@@ -83,22 +88,37 @@ def pick_device(args):
     """(device, autocast dtype or None for fp32, both in words with the reason) from --device and --amp."""
     mps = torch.backends.mps.is_available()
     name = args.device or ("cuda" if torch.cuda.is_available() else "mps" if mps else "cpu")
+    name = f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if name == "cuda" else name
     try:
         device = torch.device(name)
         torch.zeros(1, device=device)
     except (RuntimeError, AssertionError) as err:
         raise UserError(f"--device {name}: {str(err).splitlines()[0]}; leave the flag out")
+    join_ranks(device)
     has = getattr(torch.cpu, "get_capabilities", dict)()
     native = device.type == "cpu" and (has.get("avx512_bf16") or has.get("amx_bf16")) or \
         device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
     auto = torch.bfloat16 if native else torch.float16 if device.type == "cuda" else None
     dtype = {"auto": auto, "off": None, "bf16": torch.bfloat16, "fp16": torch.float16}[args.amp]
     why = f"--amp {args.amp}" if args.amp != "auto" else "native" if native else "no native bf16"
-    return device, dtype, f"{device} {str(dtype or torch.float32)[6:]} ({why})"
+    times = f"{ranks()[1]} x " if ranks()[1] > 1 else ""
+    return device, dtype, f"{times}{device} {str(dtype or torch.float32)[6:]} ({why})"
 
-def autocast(device, dtype):
-    """Mixed precision for the LM's forward pass; plain fp32 if dtype is None."""
-    return torch.autocast(device.type, dtype, enabled=dtype is not None)
+# Several processes: `torchrun --nproc_per_node=N step1_embed.py ...` starts N ranks of a script
+def ranks():
+    """(rank of this process, number of them): (0, 1) without torchrun."""
+    return (dist.get_rank(), dist.get_world_size()) if dist.is_available() and dist.is_initialized() else (0, 1)
+
+def join_ranks(device):
+    """Under torchrun: meet the other ranks, nccl on CUDA and gloo elsewhere. Rank 0 alone prints and writes."""
+    if "LOCAL_RANK" not in os.environ or ranks()[1] > 1:
+        return
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    if ranks()[0]:
+        sys.stdout = open(os.devnull, "w")
+        tqdm.__init__ = functools.partialmethod(tqdm.__init__, disable=True)
 
 # Data: <root>/<task>/<lang>/{train,dev,test,translated}.tsv
 def read_lines(path):
@@ -220,11 +240,13 @@ class Encoder(nn.Module):
         lm.pooler = None                                     # BERT's own, unused: neither counted nor stored
         self.lm, self.tokenizer, self.pool, self.max_len = lm, tokenizer, pool, max_len
         self.dim = lm.config.hidden_size
+        self.amp = None                                      # dtype of autocast, None: as the weights are
         self.fingerprint = None                              # set by save_encoder and load_encoder
 
     def forward(self, batch):
         """A batch of `pad` -> (B, D) fp32."""
-        hidden = self.lm(**batch).last_hidden_state.float()  # (B, T, D)
+        with torch.autocast(self.lm.device.type, self.amp, enabled=self.amp is not None):
+            hidden = self.lm(**batch).last_hidden_state.float()                    # (B, T, D)
         return masked_mean(hidden, batch["attention_mask"]) if self.pool == "mean" else hidden[:, 0]
 
     def tokenize(self, texts):
@@ -233,7 +255,12 @@ class Encoder(nn.Module):
             raise UserError("single texts and text pairs in one list; a task has one or the other")
         out = self.tokenizer(*map(list, zip(*texts)), truncation=True, max_length=self.max_len,
                              return_attention_mask=False)
-        return [dict(zip(out, row)) for row in zip(*out.values())]
+        rows = [dict(zip(out, row)) for row in zip(*out.values())]
+        full = sum(len(row["input_ids"]) == self.max_len for row in rows)
+        if full:
+            tqdm.write(f"{full} of {len(rows)} texts fill all {self.max_len} tokens: what is longer was cut",
+                       file=sys.stderr)
+        return rows
 
 def pad(rows, pad_id, device):
     """Tokenised rows -> dict of (B, T) int64 tensors, padded on the right, with the attention mask."""
@@ -270,53 +297,62 @@ def batches(lengths, budget):
         order = order[size:]
 
 @torch.no_grad()
-def encode(encoder, texts, device, dtype=None, budget=None, progress="encode"):
-    """Texts -> (N, D) fp32 on the CPU, in input order. dtype: of autocast, None for the weights' own;
-    budget: tokens in a batch, default BATCH_TOKENS."""
+def encode(encoder, texts, device, budget=None, progress="encode"):
+    """Texts -> (N, D) fp32 on the CPU, in input order. budget: tokens in a batch, default BATCH_TOKENS.
+    Under torchrun every rank encodes its share of the batches and gets all rows."""
     encoder.eval()
     rows = encoder.tokenize(texts)
-    out = torch.empty(len(rows), encoder.dim, device=device)
-    bar = tqdm(total=len(rows), desc=progress, unit="row", delay=2, leave=False)
-    with bar, autocast(device, dtype):
-        for index in batches([len(row["input_ids"]) for row in rows], budget or BATCH_TOKENS[device.type]):
+    out, (rank, world) = torch.zeros(len(rows), encoder.dim, device=device), ranks()
+    cut = batches([len(row["input_ids"]) for row in rows], budget or BATCH_TOKENS[device.type])
+    with tqdm(total=len(rows), desc=progress, unit="row", delay=2, leave=False) as bar:
+        for index in itertools.islice(cut, rank, None, world):
             batch = pad([rows[i] for i in index], encoder.tokenizer.pad_token_id, device)
             out[torch.tensor(index, device=device)] = encoder(batch)
-            bar.update(len(index))
+            bar.update(len(index) * world)
+    if world > 1:
+        dist.all_reduce(out)                                 # a row is 0 on all ranks but one
     return out.cpu()
 
 class Cache:
     """Embeddings of one frozen LM on disk, found by the text itself: <out>/cache/<fingerprint>-<dtype>/*.pt.
 
-    Only texts never seen before are encoded, so n=50000 after n=20000 costs 30000. Files hold SHARD rows, are
-    written whole, never change, and are read memory-mapped.
+    Only texts never seen before are encoded, so n=50000 after n=20000 costs 30000. Files hold SHARD rows a
+    rank, are written whole, never change, and are read memory-mapped, one at a time.
     """
     def __init__(self, encoder, out, device):
+        if encoder.training or any(p.requires_grad for p in encoder.parameters()):
+            raise UserError("the LM is not frozen: load_encoder freezes it, and embeddings of it may be kept")
         self.encoder, self.device = encoder, device
         self.folder = Path(out, "cache", f"{encoder.fingerprint[:16]}-{str(encoder.lm.dtype)[6:]}")
         self.encoded = 0                                     # texts that this process had to encode
-        self.shards, self.where = [], {}                     # where: digest of a text -> (shard, row)
+        self.shards, self.where = [], {}                     # paths; digest of a text -> (shard, row)
         self.pace = []                                       # seconds a row, of each shard
         for path in sorted(self.folder.glob("*.pt")):
             self._add(path)
 
+    def _load(self, path):
+        return load(path, "cache", f"rm {path}", self.encoder.fingerprint)
+
     def _add(self, path):
-        shard = load(path, "cache", f"rm {path}", self.encoder.fingerprint)
+        shard = self._load(path)
         keys = shard["keys"].numpy().tobytes()               # 16 bytes a row
         self.where |= {keys[16 * i:16 * i + 16]: (len(self.shards), i) for i in range(len(keys) // 16)}
-        self.shards.append(shard["embeddings"])
+        self.shards.append(path)
         self.pace.append(shard["seconds"] / len(shard["embeddings"]))
 
     def __call__(self, texts, progress="encode"):
         """Texts -> (N, D) fp32. Sets `seconds`: what encoding them costs, in this run or an earlier one."""
         keys = [hashlib.blake2b("\t".join(text).encode(), digest_size=16).digest() for text in texts]
         todo = list({key: text for key, text in zip(keys, texts) if key not in self.where}.items())
-        for start in range(0, len(todo), SHARD):             # a fixed cut: a killed run goes on alike
-            part = todo[start:start + SHARD]
-            label = f"{progress} {start // SHARD + 1}/{-(-len(todo) // SHARD)}"
-            new = [text for _, text in part]
+        size = SHARD * ranks()[1]
+        for start in range(0, len(todo), size):              # a fixed cut: a killed run goes on alike
+            part = todo[start:start + size]
+            label = f"{progress} {start // size + 1}/{-(-len(todo) // size)}"
             start = time.perf_counter()
-            embeddings = encode(self.encoder, new, self.device, progress=label)
+            embeddings = encode(self.encoder, [text for _, text in part], self.device, progress=label)
             seconds = time.perf_counter() - start
+            if not embeddings.isfinite().all():
+                raise UserError("an embedding is not finite: try --amp off, or look at the LM")
             packed = torch.frombuffer(bytearray(b"".join(key for key, _ in part)), dtype=torch.uint8)
             path = self.folder / f"{digest(packed)}.pt"
             save(path, "cache", lm=self.encoder.fingerprint, keys=packed, embeddings=embeddings,
@@ -328,7 +364,7 @@ class Cache:
         out = torch.empty(len(texts), self.encoder.dim)
         for shard in np.unique(places[:, 0]):
             mine = np.flatnonzero(places[:, 0] == shard)
-            out[mine] = self.shards[shard][places[mine, 1]]
+            out[mine] = self._load(self.shards[shard])["embeddings"][places[mine, 1]]
         return out
 
 # A: the aligner
@@ -340,38 +376,35 @@ def mlp(widths, dropout):
     return nn.Sequential(*layers[:-2])
 
 class Aligner(nn.Module):
-    """A(x) = f((x - mean_x) / scale_x) * scale_y + mean_y, an embedding to an embedding, (N, D) -> (N, D).
+    """A(x) = (x - mean_x) W + f((x - mean_x) / scale_x) * scale_y + mean_y, embeddings (N, D) -> (N, D).
 
     arch "fc": f is `depth` Linear layers of width `hidden` (None: D), ReLU and Dropout between.
     arch "ae": f is an encoder of `depth` layers down to a bottleneck of `hidden` (None: D // 2) and a decoder
                of as many back, widths in equal steps; the paper has 3 and 3.
-    else:      f is one Linear layer, filled in by a closed form (shift, procrustes, linear).
-    skip (ours):  A(x) has a fixed W (x - mean_x) more, the closed form "linear", and f starts at zero.
-    Means and scales are statistics of the training pairs, kept as buffers: (D,), scale_y one number.
+    else:      no f. W (D, D) is a closed form (shift, procrustes, linear).
+    With fc and ae W is 0 in the paper's form, --plain, and else (ours) the closed form "linear", fixed.
+    Means and scales are statistics of the training pairs: (D,), scale_y one number.
     """
-    def __init__(self, arch, dim, depth=None, hidden=None, dropout=0.0, skip=False):
+    def __init__(self, arch, dim, depth=None, hidden=None, dropout=0.0):
         super().__init__()
-        self.config = dict(arch=arch, dim=dim, depth=depth, hidden=hidden, dropout=dropout, skip=skip)
+        self.config = dict(arch=arch, dim=dim, depth=depth, hidden=hidden, dropout=dropout)
+        self.f = None
         if arch == "fc":
             self.f = mlp([dim, *[hidden or dim] * (depth - 1), dim], dropout)
         elif arch == "ae":
             down = np.linspace(dim, hidden or dim // 2, depth + 1).round().astype(int).tolist()
             self.f = mlp(down + down[-2::-1], dropout)
-        else:
-            self.f = nn.Linear(dim, dim)
-        for name, value in (("mean_x", torch.zeros(dim)), ("scale_x", torch.ones(dim)),
+        for name, value in (("W", torch.zeros(dim, dim)), ("mean_x", torch.zeros(dim)), ("scale_x", torch.ones(dim)),
                             ("mean_y", torch.zeros(dim)), ("scale_y", torch.ones(()))):
             self.register_buffer(name, value)
-        self.skip = nn.Linear(dim, dim, bias=False).requires_grad_(False) if skip else None
-        if skip:
-            nn.init.zeros_(self.f[-1].weight), nn.init.zeros_(self.f[-1].bias)
 
     def forward(self, x):
-        y = self.f((x - self.mean_x) / self.scale_x) * self.scale_y + self.mean_y
-        return y if self.skip is None else y + self.skip(x - self.mean_x)
+        x = x - self.mean_x
+        y = x @ self.W + self.mean_y
+        return y if self.f is None else y + self.f(x / self.scale_x) * self.scale_y
 
     @torch.no_grad()
-    def map(self, x, rows=65_536):
+    def map(self, x, rows=8_192):
         """A(x) of a whole (N, D) tensor on the CPU: no dropout, no gradient, in blocks."""
         self.eval()
         return torch.cat([self(block.to(self.mean_x.device)).cpu() for block in x.split(rows)])
@@ -419,6 +452,8 @@ def write_whole(path, write):
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
+        if ranks()[0]:
+            return
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(temporary, "wb") as file:
             write(file)
@@ -430,6 +465,8 @@ def write_whole(path, write):
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
+        if ranks()[1] > 1:
+            dist.barrier()                                   # then all may read it
 
 def load(path, kind, remake, lm=None):
     """Read an artifact, checked: whole, of this kind, and made with the LM of fingerprint `lm` if given.

@@ -21,19 +21,14 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from common import (UserError, encode, file_name, load, load_aligner, load_task, load_translated, logits,
-                    make_parser, open_run, run, write_whole)
+from common import (UserError, encode, load, load_aligner, load_task, logits, make_parser, open_run, run,
+                    write_whole)
 
 BOOTSTRAP = 10_000     # resamples of the test items behind a 95% interval
 CHUNK = 1_024          # lines that --predict labels at once: constant memory, order kept
 METHODS = ("majority", "english", "langalign", "rev", "translated", "native")      # the table, top-down
 ARCHES = (None, "fc", "ae", "linear", "procrustes", "shift")
-GREY = "#808080"       # legible on white and on black, as the colours are
 ENDS = ("", "_low", "_high")         # of a record's "delta": the difference to english and its interval
-SVG = """<svg xmlns="http://www.w3.org/2000/svg" width="900" height="520" style="font:13px sans-serif">
-<text x="430" y="16" fill="#808080">accuracy against n, 95% interval of the difference to english</text>"""
-COLORS = ("#3b82c4", "#d9822b", "#2a9d62", "#a05eb5", "#c94f4f", "#8a7a20", "#2f9c9c", "#c2569b",
-          "#7a6ff0", "#5a9e1f", "#b86a4b", "#7f8fa9")
 
 def get_args(argv=None):
     p = make_parser(__doc__)
@@ -42,10 +37,7 @@ def get_args(argv=None):
     p.add_argument("--predict", metavar="FILE", help="label the lines of FILE, or of standard input: -")
     p.add_argument("--head", metavar="FILE", help="--predict with this head, else the newest of langalign")
     p.add_argument("--plot", metavar="FILE.svg", help="draw pairs and accuracies of --lang as SVG")
-    args = p.parse_args(argv)
-    if args.plot and not args.lang:
-        raise UserError("--plot draws one language: python eval.py --lang ko --plot FILE.svg")
-    return args
+    return p.parse_args(argv)
 
 def load_heads(out, lang, encoder, info):
     """([(path, artifact)] of the heads for `lang`, None: all, and of english, newest first; languages)."""
@@ -93,15 +85,13 @@ def rank_correlation(a, b):
 def record_of(name, heads, predicted, y):
     """Numbers of one variant: heads that differ in seeds only, predicted (S, N) over all their seeds."""
     first, hits = heads[0], (predicted == y).double()
-    method, arch, n = first["method"], first["arch"], first["n"]
-    plain = file_name("head", method, first["lang"] if first["lang"] != "en" else None, arch, n=n)[:-3]
-    variant = name[len(plain):].replace("-rev", "").replace("-", " ").strip()
-    measured = [head["alignment"]["A"] for head in heads if arch]
-    return {"method": method, "arch": arch, "n": n, "variant": variant, "head": name, "seeds": len(hits),
-            "label": " ".join(filter(None, (method, arch, variant))), "accuracy": hits.mean().item(),
+    label = re.sub(rf"^head-|-({first['lang']}|n\d+|rev)(?=-|$)", "", name).replace("-", " ")
+    measured = [head["alignment"]["A"] for head in heads if first["arch"]]
+    return {**{key: first[key] for key in ("method", "arch", "n")}, "head": name, "label": label,
+            "seeds": len(hits), "accuracy": hits.mean().item(),
             "accuracy_std": hits.mean(1).std(correction=0).item(),
             "macro_f1": float(np.mean([macro_f1(p, y, len(first["labels"])) for p in predicted])),
-            **{key: float(np.mean([m[key] for m in measured])) for key in ("r2", "p1") if arch},
+            **{key: float(np.mean([m[key] for m in measured])) for key in ("r2", "p1") if measured},
             **first["cost"], "seconds": first["seconds"]}
 
 def evaluate(lang, heads, cache, info, args):
@@ -126,7 +116,7 @@ def evaluate(lang, heads, cache, info, args):
             if top and r["method"] in METHODS[2:]:           # share of the gap, where there is one
                 r |= {"recovered": r["delta"] / top["delta"], "ceiling": top["method"]}
     order = {name: i for i, name in enumerate(METHODS)}
-    records.sort(key=lambda r: (order[r["method"]], ARCHES.index(r["arch"]), r["variant"], r["n"] or 0))
+    records.sort(key=lambda r: (order[r["method"]], ARCHES.index(r["arch"]), r["label"], r["n"] or 0))
     return [{"lang": lang, "split": args.split, "items": len(y), **r} for r in records]
 
 def show(lang, records):
@@ -152,46 +142,6 @@ def show(lang, records):
         told = [f"{title} {rank_correlation([r[key] for r in mapped], [r['accuracy'] for r in mapped]):+.2f}"
                 for key, title in (("r2", "R^2"), ("p1", "P@1"))]
         print(f"  rank correlation with accuracy over {len(mapped)} langalign rows: {', '.join(told)}")
-
-def plot(path, lang, records, heads, cache, info):
-    """Write a standalone SVG: held-out pairs on two principal components, and accuracy against n."""
-    head = next(head for _, head in heads if head["method"] == "langalign")        # the newest
-    count, svg = min(head["alignment"]["held_out"], 200), [SVG]
-    x, y = (cache(t[-count:]) for t in load_translated(info["data"], info["task"], lang, head["n"])[:2])
-    clouds = torch.stack([x, load_aligner(head).map(x), y])                        # (3, N, D)
-    flat = (clouds - clouds.mean((0, 1))).flatten(0, 1)
-    flat = flat @ torch.linalg.svd(flat, full_matrices=False).Vh[:2].T             # (3 N, 2)
-    flat = (flat - flat.amin(0)) / (flat.amax(0) - flat.amin(0)) * 330 + 30        # pixels
-    spots = flat.round().view(3, count, 2).tolist()
-
-    def draw(kind, words="", **attributes):
-        given = " ".join(f'{key.replace("_", "-")}="{value}"' for key, value in attributes.items())
-        svg.append(f"<{kind} {given}>{words}</{kind}>")
-
-    for i, words in enumerate(("English e(d)", f"A(e(d)), {head['arch']}", f"{lang} e(T(d))")):
-        draw("text", words, x=30 + 145 * i, y=16, fill=COLORS[i])
-        for j, (u, v) in enumerate(spots[i]):
-            draw("circle", cx=u, cy=v, r=4 if j < 10 else 2, fill=COLORS[i])
-            if i and j < 10:                                 # ten pairs joined: d, A(d), T(d)
-                draw("path", d=f"M{spots[i - 1][j][0]} {spots[i - 1][j][1]} L{u} {v}", stroke=GREY)
-    shown, level = ([r for r in records if bool(r["n"]) == b and r["method"] != "majority"] for b in (1, 0))
-    kinds, sizes = list(dict.fromkeys(r["label"] for r in shown)), sorted({r["n"] for r in shown})
-    low, high = (pick(r["delta" + end] for r in shown + level for end in ENDS) for pick in (min, max))
-    for r in records:                                        # heights of the value and of its interval
-        r["y"] = [360 - 330 * (r["delta" + end] - low) / ((high - low) or 1) for end in ENDS]
-    for words, v in ((f"{100 * low:+.1f}", 364), (f"{100 * high:+.1f}", 34)):
-        draw("text", words, x=424, y=v, fill=GREY, text_anchor="end")
-    for k, r in enumerate(sorted(level, key=lambda r: r["y"])):
-        draw("path", d=f"M430 {r['y'][0]:.0f} H770", stroke=GREY, stroke_dasharray=4)
-        draw("text", f"{r['method']} {r['accuracy']:.1%}", x=774, y=r["y"][0] - 4 + 14 * k, fill=GREY)
-    for r in shown:
-        k, place = kinds.index(r["label"]), sizes.index(r["n"])
-        u, color = 430 + 340 * (place + (k + 1) / (len(kinds) + 1)) / len(sizes), COLORS[k % len(COLORS)]
-        draw("text", f"n={r['n']:,}", x=430 + 340 * place / len(sizes), y=380, fill=GREY)
-        draw("text", r["label"], x=30 + 290 * (k % 3), y=404 + 18 * (k // 3), fill=color)
-        draw("path", d=f"M{u:.0f} {r['y'][1]:.0f} V{r['y'][2]:.0f}", stroke=color, stroke_width=2)
-        draw("circle", cx=round(u), cy=round(r["y"][0]), r=4, fill=color)
-    write_whole(path, lambda file: file.write("\n".join([*dict.fromkeys(svg), "</svg>\n"]).encode()))
 
 def read_texts(stream, pair, name):
     """Texts of a binary stream, one a line; UserError with the line's number."""
@@ -232,10 +182,9 @@ def main(argv=None):
             raise UserError(f"--head {args.head}: {args.out} has {' '.join(path.name for path, _ in heads)}")
         best = max(named, key=lambda item: (item[1]["method"] == "langalign", item[1]["lang"] != "en"))
         return predict(args.predict, *best, cache)
-    methods = {head["method"] for _, head in heads}
-    if args.plot and not {"english", "langalign"} <= methods:
-        raise UserError(f"--plot needs a langalign and an english head, {args.out} has: {' '.join(methods)}; "
-                        f"make both: python step3_head.py --out {args.out} --lang {args.lang}")
+    if args.plot:
+        from data import plot                                # only here: the rest of eval.py needs common.py alone
+        plot.check(args.plot, args.lang, heads, args.out)
 
     print(f"eval | {machine} | {len(heads)} heads | languages {' '.join(langs)}", flush=True)
     results = []
@@ -246,7 +195,7 @@ def main(argv=None):
     path = Path(args.out, "results.json" if args.split == "test" else "results-dev.json")
     write_whole(path, lambda file: file.write((json.dumps(results, indent=1) + "\n").encode()))
     if args.plot:
-        plot(args.plot, args.lang, results, heads, cache, info)
+        plot.draw(args.plot, args.lang, results, heads, cache, info)
     print(f"\n-> {path} {args.plot or ''}")
 
 if __name__ == "__main__":

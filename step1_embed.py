@@ -3,6 +3,7 @@
     python step1_embed.py                                        # the toy world of data/toy.py, sentiment
     python step1_embed.py --model xlm-roberta-base --data data/real --task nli --out runs/nli
     python step1_embed.py --epochs 0                             # skip the tuning: keep the pretrained LM
+    torchrun --nproc_per_node=8 step1_embed.py --model ...       # one process a GPU, --batch over all
 
 Reads   <data>/<task>/en/{train,dev}.tsv (formats: data/README.md) and a Hugging Face encoder.
 Writes  <out>/embed.pt: LM, tokenizer, labels and where the data is, so that the later steps need no hub and
@@ -17,10 +18,11 @@ import numpy as np
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
+from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
-from common import (UserError, autocast, encode, load_pretrained, load_task, load_train_dev,
-                    make_parser, number, pad, pick_device, positive, run, save_encoder)
+from common import (UserError, encode, load_pretrained, load_task, load_train_dev, make_parser, number, pad,
+                    pick_device, positive, ranks, run, save_encoder)
 
 POOL_OF_BATCHES = 50   # batches whose rows are sorted by length together: little padding, still random order
 WARMUP = 0.06          # share of the steps with rising learning rate
@@ -47,10 +49,19 @@ def get_args(argv=None):
                    help="peak learning rate of AdamW (ours); less if loss jumps")
     p.add_argument("--batch", type=positive, default=32, help="texts a step (ours); less if memory runs out")
     args = p.parse_args(argv)
-    if (args.train_on == "english") == bool(args.lang):
-        raise UserError("--lang goes with --train-on native or translated and they with it, for example: "
-                        "python step1_embed.py --train-on native --lang ko")
+    if (args.train_on == "english") == bool(args.lang) or args.n and args.train_on != "translated":
+        raise UserError("--lang goes with --train-on native or translated and they with it, --n with translated"
+                        ", for example: python step1_embed.py --train-on native --lang ko")
     return args
+
+class Classifier(nn.Module):
+    """What step 1 tunes: e(.) and a linear layer to the labels. A batch of `pad` -> logits (B, C)."""
+    def __init__(self, encoder, classes):
+        super().__init__()
+        self.encoder, self.linear = encoder, nn.Linear(encoder.dim, classes)
+
+    def forward(self, batch):
+        return self.linear(F.dropout(self.encoder(batch), DROPOUT, self.training))
 
 def use_rows(encoder, rows):
     """Cut the LM's word embeddings to the rows that tokenised `rows` use: a few thousand of XLM-R's 250,000.
@@ -94,18 +105,17 @@ def bucketed(lengths, batch, generator):
     return [cut[i] for i in torch.randperm(len(cut), generator=generator).tolist()]
 
 def train_epoch(model, rows, y, optimizer, schedule, scaler, generator, args, epoch):
-    """One pass of cross-entropy over the tokenised rows; returns the mean loss, UserError if not finite."""
-    encoder, classifier = model
+    """One pass of cross-entropy over the tokenised rows; returns the mean loss, UserError if not finite.
+    Under torchrun a rank takes its share of each batch, and DistributedDataParallel averages gradients."""
     model.train()
-    total = torch.zeros((), device=args.device)
+    total, (rank, world) = torch.zeros((), device=args.device), ranks()
     cut = bucketed([len(row["input_ids"]) for row in rows], args.batch, generator)
     bar = tqdm(cut, desc=f"epoch {epoch}/{args.epochs}", unit="step", delay=2, leave=False)
     for step, index in enumerate(bar, 1):
-        batch = pad([rows[i] for i in index], encoder.tokenizer.pad_token_id, args.device)
-        with autocast(args.device, args.dtype):
-            pooled = encoder(batch)                                                # (B, D)
-        logits = classifier(F.dropout(pooled, DROPOUT))                            # (B, C)
-        loss = F.cross_entropy(logits, y[index].to(args.device))
+        mine = index[rank::world] or index[:1]               # a last batch may have fewer rows than ranks
+        logits = model(pad([rows[i] for i in mine], args.pad_id, args.device))     # (B, C)
+        loss = F.cross_entropy(logits, y[mine].to(args.device))
+        loss = loss * (len(index[rank::world]) * world / len(index))     # the ranks' mean is the batch's
         optimizer.zero_grad(set_to_none=True)
         scaler.scale(loss).backward()
         scaler.unscale_(optimizer)
@@ -123,21 +133,24 @@ def train_epoch(model, rows, y, optimizer, schedule, scaler, generator, args, ep
     return mean
 
 def tune(model, train, dev, args):
-    """Fine-tune (encoder, classifier) and leave the epoch of best dev accuracy in it; one record an epoch."""
-    encoder, classifier = model
-    (texts, y), (dev_texts, dev_y) = train, dev
+    """Fine-tune a Classifier and leave the epoch of best dev accuracy in it; returns one record an epoch."""
+    encoder, (texts, y), (dev_texts, dev_y) = model.encoder, train, dev
     rows = encoder.tokenize(texts)
     restore = use_rows(encoder, rows + encoder.tokenize(dev_texts))
     model.to(args.device)
+    encoder.amp, args.pad_id, (rank, world) = args.dtype, encoder.tokenizer.pad_token_id, ranks()
+    trained = model if world == 1 else DistributedDataParallel(model, broadcast_buffers=False)
+    if rank:
+        torch.manual_seed(args.seed + rank)                  # other dropout than rank 0's
     optimizer, schedule = make_optimizer(model, args.lr, args.epochs * -(-len(rows) // args.batch))
     scaler = torch.amp.GradScaler(args.device.type, enabled=args.dtype == torch.float16)
     generator, history, best = torch.Generator().manual_seed(args.seed), [], -1.0
     for epoch in range(1, args.epochs + 1):
         start = time.perf_counter()
-        loss = train_epoch(model, rows, y, optimizer, schedule, scaler, generator, args, epoch)
+        loss = train_epoch(trained, rows, y, optimizer, schedule, scaler, generator, args, epoch)
         with torch.no_grad():
-            dev_x = encode(encoder, dev_texts, args.device, args.dtype, progress="dev")     # (M, D)
-            accuracy = (classifier(dev_x.to(args.device)).argmax(1).cpu() == dev_y).float().mean().item()
+            dev_x = encode(encoder, dev_texts, args.device, progress="dev")        # (M, D)
+            accuracy = (model.linear(dev_x.to(args.device)).argmax(1).cpu() == dev_y).float().mean().item()
         seconds = time.perf_counter() - start
         history.append({"epoch": epoch, "loss": loss, "dev": accuracy, "seconds": seconds})
         print(f"epoch {epoch}: loss {loss:.3f}, dev accuracy {accuracy:.2%}, {seconds:.0f} s", flush=True)
@@ -156,7 +169,7 @@ def main(argv=None):
                                 args.train_on == "translated", args.n)
     torch.manual_seed(args.seed)
     encoder = load_pretrained(args.model, args.pool, args.max_len)
-    model = nn.ModuleList([encoder, nn.Linear(encoder.dim, len(labels))])
+    model = Classifier(encoder, len(labels))
     print(f"step 1 | {machine} | {args.model}: {sum(p.numel() for p in encoder.parameters()) / 1e6:.1f}M "
           f"parameters, {encoder.pool} over at most {encoder.max_len} tokens | {args.task}: {len(train[0])} "
           f"{args.train_on} rows, {len(dev[0])} dev, labels {' '.join(labels)} | {args.epochs} epochs of "

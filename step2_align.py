@@ -50,7 +50,11 @@ def get_args(argv=None):
                    "this flag A(x) = W x + f(x), W the closed form linear: a lower held-out MSE (ours)")
     p.add_argument("--noise", type=share, help="share of the training pairs' translations to shuffle: "
                    "what bad translation does; held-out pairs stay clean")
-    return p.parse_args(argv)
+    args = p.parse_args(argv)
+    if args.arch not in DEPTH and (args.plain or any((args.depth, args.hidden, args.dropout is not None))):
+        raise UserError(f"--depth, --hidden, --dropout and --plain are of fc and ae, not of {args.arch}; leave "
+                        "them out")
+    return args
 
 def shuffle_share(y, noise, seed):
     """y (N, D) with a share `noise` of its rows moved among themselves, each away from its place."""
@@ -59,48 +63,45 @@ def shuffle_share(y, noise, seed):
     y[order] = y[np.roll(order, 1)]
     return y
 
-def covariance(x, y, block=65_536):
+def covariance(x, y, block=8_192):
     """Centred x^T y / N in fp64, summed in blocks so that no fp64 copy of all rows is made: (D, D)."""
     products = sum(a.double().T @ b.double() for a, b in zip(x.split(block), y.split(block)))
     return products / len(x) - torch.outer(x.mean(0).double(), y.mean(0).double())
 
-def closed_form(aligner, x, y, held_x, held_y):
-    """Fill A's one Linear layer by least squares over the pairs x, y (N, D), the means subtracted.
+def closed_form(arch, x, y, held_x, held_y):
+    """W (D, D) by least squares over the pairs x, y (N, D), their means subtracted.
 
     shift       W = I, so A(x) = x - mean_x + mean_y
     procrustes  W orthogonal, from the SVD of X^T Y (Schonemann 1966; as in vecmap and MUSE)
     linear      W = (X^T X + r I)^-1 X^T Y, ridge r by held-out MSE and TOLERANCE (Mikolov et al. 2013)
     """
-    arch, errors = aligner.config["arch"], []
-    aligner.mean_x, aligner.mean_y = x.mean(0), y.mean(0)                          # (D,)
     if arch == "shift":
-        maps = [torch.eye(x.shape[1])]
-    elif arch == "procrustes":
+        return torch.eye(x.shape[1])
+    if arch == "procrustes":
         u, _, vt = torch.linalg.svd(covariance(x, y))
-        maps = [u @ vt]
-    else:
-        values, vectors = torch.linalg.eigh(covariance(x, x))
-        cross = vectors.T @ covariance(x, y)
-        maps = [vectors @ (cross / (values + ridge * values.mean())[:, None]) for ridge in RIDGES]
-    nn.init.zeros_(aligner.f.bias)
-    for w in maps:
-        aligner.f.weight.data = w.T.float().contiguous()                           # Linear computes x W^T
-        errors.append(F.mse_loss(aligner.map(held_x), held_y).item())
-    kept = max(i for i, error in enumerate(errors) if error <= TOLERANCE * min(errors))
-    aligner.f.weight.data = maps[kept].T.float().contiguous()
+        return (u @ vt).float()
+    values, vectors = torch.linalg.eigh(covariance(x, x))
+    cross = vectors.T @ covariance(x, y)
+    maps = [(vectors @ (cross / (values + r * values.mean())[:, None])).float() for r in RIDGES]
+    held_x, held_y = held_x - x.mean(0), held_y - y.mean(0)
+    errors = [F.mse_loss(held_x @ w, held_y).item() for w in maps]
+    return maps[max(i for i, error in enumerate(errors) if error <= TOLERANCE * min(errors))]
 
 def eq1(aligner, x, y):
     """Eq. 1: the mean squared error between A(e(d_en)) and e(T(d_en)), x and y (B, D)."""
     return F.mse_loss(aligner(x), y)
 
 def train(aligner, x, y, held_x, held_y, args, device):
-    """Minimise Eq. 1 over the pairs x, y (N, D) and keep the epoch of best held-out MSE, 0 for the start."""
+    """Minimise Eq. 1 over the pairs x, y (N, D): W as a whole, f in epochs, of which the one of best held-out
+    MSE is kept, 0 being the start."""
     aligner.mean_x, aligner.scale_x = x.mean(0), x.std(0).clamp_min(1e-6)          # (D,): per dimension
     aligner.mean_y, aligner.scale_y = y.mean(0), y.var(0).mean().sqrt()            # one scale: Eq. 1 stays
-    if aligner.skip is not None:
-        start = Aligner("linear", x.shape[1])
-        closed_form(start, x, y, held_x, held_y)
-        aligner.skip.weight.data = start.f.weight.data
+    if not args.plain:
+        aligner.W = closed_form(args.arch if aligner.f is None else "linear", x, y, held_x, held_y)
+    if aligner.f is None:
+        return
+    if not args.plain:
+        nn.init.zeros_(aligner.f[-1].weight), nn.init.zeros_(aligner.f[-1].bias)       # f starts at zero
     aligner.to(device)
     x, y, steps = x.to(device), y.to(device), -(-len(x) // BATCH)
     optimizer = torch.optim.AdamW(aligner.f.parameters(), lr=LR, weight_decay=WEIGHT_DECAY, fused=True)
@@ -177,9 +178,8 @@ def main(argv=None):
     torch.manual_seed(args.seed)
     closed = args.arch not in DEPTH
     aligner = Aligner(args.arch, cache.encoder.dim, args.depth or DEPTH.get(args.arch), args.hidden,
-                      DROPOUT.get(args.arch, 0.0) if args.dropout is None else args.dropout,
-                      skip=not (closed or args.plain))
-    size = sum(p.numel() for p in aligner.f.parameters())
+                      DROPOUT.get(args.arch, 0.0) if args.dropout is None else args.dropout)
+    size = aligner.W.numel() if closed else sum(p.numel() for p in aligner.parameters())
     work = "closed form" if closed else f"at most {EPOCHS} epochs of {-(-(n - held) // BATCH)} steps"
     print(f"step 2 | {machine} | A: {args.arch}{' reversed' * args.reverse}, {size:,} parameters, LM "
           f"frozen | en-{args.lang}: {n - held} pairs + {held} held out | {work}", flush=True)
@@ -194,8 +194,7 @@ def main(argv=None):
     start = time.perf_counter()
     (x, held_x), (y, held_y) = (t.split([n - held, held]) for t in ((y, x) if args.reverse else (x, y)))
     y = shuffle_share(y, args.noise, args.seed) if args.noise else y
-    rows = aligner, x, y, held_x, held_y
-    closed_form(*rows) if closed else train(*rows, args, cache.device)
+    train(aligner, x, y, held_x, held_y, args, cache.device)
     seconds = time.perf_counter() - start
 
     numbers = report(aligner.map(held_x), held_x, held_y, y.mean(0), gap)

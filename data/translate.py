@@ -32,8 +32,8 @@ from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from common import (DEFAULT_N, HelpPage, Parser, UserError, autocast, batches, digest,  # noqa: E402
-                    fixed_order, pad, pick_device, positive, read_lines, read_tsv, run, write_whole)
+from common import (DEFAULT_N, HelpPage, Parser, UserError, batches, digest, fixed_order, pad,  # noqa: E402
+                    pick_device, positive, read_lines, read_tsv, run, write_whole)
 
 BATCH_TOKENS = {"cpu": 1_024, "cuda": 8_192, "mps": 2_048}   # each beam has logits over a whole vocabulary
 CHUNK = {"cpu": 256, "cuda": 2_048, "mps": 512}              # sentences between savings: a killed run's loss
@@ -226,7 +226,7 @@ def translate(sentences, progress, translator):
     bar = tqdm(total=len(sentences), initial=len(sentences) - left, desc="translate", unit="sentence",
                delay=2, leave=False)
     budget, sources_cut = translator.args.batch_tokens or BATCH_TOKENS[device.type], 0
-    with bar, autocast(device, translator.dtype):
+    with bar, torch.autocast(device.type, translator.dtype, enabled=translator.dtype is not None):
         for part in chunks.values():
             rows, out = translator.tokenize(part), [None] * len(part)
             sources_cut += sum(len(row["input_ids"]) >= translator.max_len for row in rows)

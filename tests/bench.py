@@ -179,8 +179,7 @@ def ours(data, encoder, own):
     """Dev accuracy after step 1's own loop."""
     torch.manual_seed(0)
     encoder = copy.deepcopy(encoder).requires_grad_(True)
-    model = nn.ModuleList([encoder, nn.Linear(encoder.dim, own.classes)])
-    return step1_embed.tune(model, *data, own)[-1]["dev"]
+    return step1_embed.tune(step1_embed.Classifier(encoder, own.classes), *data, own)[-1]["dev"]
 
 @contextlib.contextmanager
 def clocked(device, places):

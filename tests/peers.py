@@ -61,7 +61,7 @@ def peer_texts(texts):
     return [text[0] if len(text) == 1 else list(text) for text in texts]
 
 def peer_encode(model, texts, batch, device, dtype=None):
-    with common.autocast(device, dtype):
+    with torch.autocast(device.type, dtype, enabled=dtype is not None):
         return torch.as_tensor(model.encode(peer_texts(texts), batch_size=batch, show_progress_bar=False))
 
 def check_same(encoder, model, texts, device):
@@ -158,6 +158,7 @@ def bench_peer(args):
     student_x = peer_encode(student, test, DEFAULT, device, dtype)
     head = (encoder.dim + 1) * len(info["labels"])
     lm, layer = (sum(p.numel() for p in m.parameters()) for m in (encoder.lm, common.load_aligner(aligned)))
+    layer += encoder.dim ** 2                                # W, solved for
     of = partial(common.logits, floor["heads"])
     show_peer(args, y, {
         "english": (of(x), floor["seconds"], head),

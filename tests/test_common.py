@@ -1,5 +1,6 @@
 """common.py: encode, cache, loaders, aligner shapes, artifacts."""
 import os
+import types
 
 import numpy as np
 import pytest
@@ -139,7 +140,7 @@ def test_dev_is_held_out_where_there_is_none(tmp_path):
 
 @pytest.mark.parametrize("arch, depth, hidden, widths", [
     ("fc", 1, None, [16, 16]), ("fc", 2, None, [16, 16, 16]), ("fc", 6, 20, [16, 20, 20, 20, 20, 20, 16]),
-    ("ae", 3, None, [16, 13, 11, 8, 11, 13, 16]), ("ae", 2, 4, [16, 10, 4, 10, 16]), ("linear", None, None, [16, 16])])
+    ("ae", 3, None, [16, 13, 11, 8, 11, 13, 16]), ("ae", 2, 4, [16, 10, 4, 10, 16])])
 def test_aligner_shapes_and_depth(arch, depth, hidden, widths):
     aligner = Aligner(arch, 16, depth, hidden, 0.1)
     linear = [m for m in aligner.modules() if isinstance(m, torch.nn.Linear)]
@@ -149,13 +150,15 @@ def test_aligner_shapes_and_depth(arch, depth, hidden, widths):
     assert kinds == (["Linear", "ReLU", "Dropout"] * len(linear))[:-2] if len(linear) > 1 else True
 
 
-@pytest.mark.parametrize("arch", ["fc", "ae"])
-def test_with_its_skip_an_aligner_starts_at_the_linear_map(arch):
-    aligner = Aligner(arch, 4, 2, skip=True)
-    aligner.mean_x, aligner.mean_y = torch.ones(4), torch.full((4,), 3.0)
-    x = torch.randn(3, 4)
-    assert torch.allclose(aligner(x), (x - 1) @ aligner.skip.weight.T + 3, atol=1e-6)
-    assert not aligner.skip.weight.requires_grad
+@pytest.mark.parametrize("arch", ["fc", "ae", "shift"])
+def test_an_aligner_by_hand(arch):
+    """(x - mean_x) W + f((x - mean_x) / scale_x) * scale_y + mean_y; a closed form has no f and nothing to train."""
+    aligner = Aligner(arch, 4, 2)
+    aligner.mean_x, aligner.mean_y, aligner.W = torch.ones(4), torch.full((4,), 3.0), torch.randn(4, 4)
+    aligner.scale_x, aligner.scale_y, x = torch.full((4,), 2.0), torch.tensor(5.0), torch.randn(3, 4)
+    f = aligner.f((x - 1) / 2) * 5 if arch != "shift" else 0
+    assert torch.allclose(aligner(x), (x - 1) @ aligner.W + 3 + f, atol=1e-5)
+    assert bool(list(aligner.parameters())) == (arch != "shift") and aligner.W.grad_fn is None
 
 
 def test_artifact_round_trip(tmp_path):
@@ -202,11 +205,18 @@ def test_embed_artifact_holds_the_whole_lm(folder, tiny):
     assert not any(p.requires_grad for p in encoder.parameters()) and not encoder.lm.training
 
 
-def test_fp16_and_bf16_autocast_stay_close(folder):
+@pytest.mark.parametrize("how", ["autocast", "cast"])
+def test_fp16_and_bf16_stay_close(folder, how):
+    """Step 1 encodes dev under autocast; the later steps cast the frozen LM (open_run)."""
     encoder, _ = load_encoder(folder)
     plain = encode(encoder, TEXTS, CPU)
-    for dtype in (torch.bfloat16, torch.float16):
-        low = encode(encoder, TEXTS, CPU, dtype)
+    for amp, dtype in (("bf16", torch.bfloat16), ("fp16", torch.float16)):
+        if how == "autocast":
+            encoder.amp = dtype
+        else:
+            encoder = common.open_run(types.SimpleNamespace(out=folder, device="cpu", amp=amp))[0].encoder
+            assert {p.dtype for p in encoder.parameters()} == {dtype}
+        low = encode(encoder, TEXTS, CPU)
         assert low.dtype == torch.float32 and F.cosine_similarity(low, plain).min() > 0.99
         assert not torch.equal(low, plain), f"{dtype} was not used"
 

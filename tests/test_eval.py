@@ -22,6 +22,7 @@ from conftest import WORDS, go, sentence, step1, write
 
 import common
 from common import Aligner, UserError, load_encoder
+from data import plot
 
 CPU = torch.device("cpu")
 
@@ -179,7 +180,7 @@ def test_one_table_for_the_whole_run_folder(sweep, capsys):
         assert row.split()[0] == r["method"] and f" {r['accuracy']:.2%} " in row
         assert f" {r['macro_f1']:.2%}" in row
         assert (f" {delta} [{low}, {high}]" in row) == (r["method"] != "english")
-        assert r["variant"] in row and (f"{r['r2']:.3f}" in row if r["arch"] else True)
+        assert r["label"] in row and (f"{r['r2']:.3f}" in row if r["arch"] else True)
         assert (f"{r['recovered']:.0%}" in row) if "recovered" in r else True
         assert r["n"] is None or f" {r['n']} " in row
         assert not r.get("characters") or f" {r['sentences']} " in row and f" {r['characters']} " in row
@@ -222,7 +223,7 @@ def test_cost_is_what_was_sent_to_the_translator(sweep, tiny):
 def test_seconds_of_each_stage_survive_a_warm_cache(folder, monkeypatch):
     encode = common.encode
     monkeypatch.setattr(common, "encode", lambda *a, **k: time.sleep(0.05) or encode(*a, **k))
-    monkeypatch.setattr(step2_align, "closed_form", lambda *a: time.sleep(0.06))
+    monkeypatch.setattr(step2_align, "train", lambda *a: time.sleep(0.06))
     monkeypatch.setattr(step3_head, "STEPS", 20)
     runs = []
     for _ in range(2):
@@ -307,7 +308,7 @@ def draw(folder, heads):
     records = list(judge(folder / "planted", [1] * 40, heads).values())
     cache, info, _ = common.open_run(types.SimpleNamespace(out=folder, device="cpu", amp="off"))
     loaded, _ = evaluation.load_heads(folder, "xx", cache.encoder, info)
-    evaluation.plot(folder / "planted.svg", "xx", records, loaded, cache, info)
+    plot.draw(folder / "planted.svg", "xx", records, loaded, cache, info)
     return check_picture(folder / "planted.svg")
 
 
@@ -345,7 +346,7 @@ def test_plot_shows_what_was_computed(sweep):
     clouds = torch.cat([x, common.load_aligner(head).map(x), y])
     values, vectors = torch.linalg.eigh(torch.cov(clouds.T))
     flat = ((clouds - clouds.mean(0)) @ vectors[:, [-1, -2]]).numpy()                  # (27, 2)
-    drawn = [[float(e.get("cx")), float(e.get("cy"))] for color in evaluation.COLORS[:3]
+    drawn = [[float(e.get("cx")), float(e.get("cy"))] for color in plot.COLORS[:3]
              for e in spots(elements, color) if float(e.get("cx")) < 400]
     for axis in range(2):
         assert abs(np.corrcoef(flat[:, axis], np.array(drawn)[:, axis])[0, 1]) > 0.99
