@@ -109,9 +109,14 @@ def ranks():
     """(rank of this process, number of them): (0, 1) without torchrun."""
     return (dist.get_rank(), dist.get_world_size()) if dist.is_available() and dist.is_initialized() else (0, 1)
 
+def wait():
+    """Return when all ranks have come here."""
+    if ranks()[1] > 1:
+        dist.barrier()
+
 def join_ranks(device):
     """Under torchrun: meet the other ranks, nccl on CUDA and gloo elsewhere. Rank 0 alone prints and writes."""
-    if "LOCAL_RANK" not in os.environ or ranks()[1] > 1:
+    if "LOCAL_RANK" not in os.environ or dist.is_initialized():
         return
     if device.type == "cuda":
         torch.cuda.set_device(device)
@@ -465,8 +470,7 @@ def write_whole(path, write):
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
-        if ranks()[1] > 1:
-            dist.barrier()                                   # then all may read it
+        wait()                                               # then all may read it
 
 def load(path, kind, remake, lm=None):
     """Read an artifact, checked: whole, of this kind, and made with the LM of fingerprint `lm` if given.

@@ -139,7 +139,7 @@ def tune(model, train, dev, args):
     restore = use_rows(encoder, rows + encoder.tokenize(dev_texts))
     model.to(args.device)
     encoder.amp, args.pad_id, (rank, world) = args.dtype, encoder.tokenizer.pad_token_id, ranks()
-    trained = model if world == 1 else DistributedDataParallel(model, broadcast_buffers=False)
+    trained = model if world == 1 else DistributedDataParallel(model)
     if rank:
         torch.manual_seed(args.seed + rank)                  # other dropout than rank 0's
     optimizer, schedule = make_optimizer(model, args.lr, args.epochs * -(-len(rows) // args.batch))

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from tqdm import tqdm
 
 from common import (UserError, file_name, load, load_aligner, load_train_dev, load_translated, logits,
-                    make_parser, open_run, positive, run, save, volume)
+                    make_parser, open_run, positive, run, save, volume, wait)
 
 EPOCHS, STEPS = 10, 2_000   # both at least, so that few rows get enough steps
 BATCH = 64             # rows a step: ours
@@ -129,8 +129,11 @@ def main(argv=None):
           f"{cache.encoder.dim} x {len(info['labels'])}, LM and aligner frozen", flush=True)
     if args.method != "english":
         try:
-            load(Path(args.out, "head-english.pt"), "head", "", cache.encoder.fingerprint)
+            floor = load(Path(args.out, "head-english.pt"), "head", "", cache.encoder.fingerprint)
         except UserError:                                    # none yet, or one of an earlier LM
+            floor = None
+        wait()                                               # all ranks have looked, before one writes
+        if not floor:
             make_head("english", get_args(["--out", args.out, "--method", "english"]), cache, info)
     make_head(args.method, args, cache, info)
 
