@@ -21,8 +21,8 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from common import (UserError, encode, load, load_aligner, load_task, logits, make_parser, open_run, run,
-                    write_whole)
+from common import (UserError, encode, load, load_aligner, load_task, logits, make_parser, open_run,
+                    read_tsv, run, write_whole)
 
 BOOTSTRAP = 10_000     # resamples of the test items behind a 95% interval
 CHUNK = 1_024          # lines that --predict labels at once: constant memory, order kept
@@ -36,6 +36,7 @@ def get_args(argv=None):
     p.add_argument("--split", choices=("test", "dev"), default="test", help="rows to judge on")
     p.add_argument("--predict", metavar="FILE", help="label the lines of FILE, or of standard input: -")
     p.add_argument("--head", metavar="FILE", help="--predict with this head, else the newest of langalign")
+    p.add_argument("--allow-leak", action="store_true", help="go on though test rows are training rows, too")
     p.add_argument("--plot", metavar="FILE.svg", help="draw pairs and accuracies of --lang as SVG")
     return p.parse_args(argv)
 
@@ -94,9 +95,29 @@ def record_of(name, heads, predicted, y):
             **{key: float(np.mean([m[key] for m in measured])) for key in ("r2", "p1") if measured},
             **first["cost"], "seconds": first["seconds"]}
 
+def check_leak(path, texts, info, lang, allow):
+    """UserError, with --allow-leak a warning, if texts of the file `path` are also training or translated rows
+    of `lang`, or English training rows: they would flatter every number."""
+    leaks, wide = [], len(texts[0])
+    for other in (Path(lang, "train.tsv"), Path(lang, "translated.tsv"), Path("en", "train.tsv")):
+        file = Path(info["data"], info["task"], other)
+        if file.exists():
+            rows = read_tsv(file, ("text",), ("text_b", "translation", "translation_b"))[1]
+            found = set(texts) & {part for row in rows for part in (row[:wide], row[-wide:])}
+            leaks += [f"{len(found)} in {file} ({sorted(found)[0][0][:30]!r})"] if found else []
+    if leaks and not allow:
+        raise UserError(f"{path}: of its {len(texts)} rows {', '.join(leaks)}; delete them there and run step 1 "
+                        "to 3 again, or go on with --allow-leak")
+    if leaks:
+        print(f"warning: {path}: of its {len(texts)} rows {', '.join(leaks)}: they flatter the numbers")
+
 def evaluate(lang, heads, cache, info, args):
     """One record a variant on a split of `lang`, in the table's order; aligner seeds are pooled."""
     texts, y, _ = load_task(info["data"], info["task"], lang, args.split, info["labels"])
+    path = Path(info["data"], info["task"], lang, f"{args.split}.tsv")
+    if (len(texts[0]) == 2) != info["pair"]:
+        raise UserError(f"{path}: {len(texts[0])} text columns, the English training rows have the other number")
+    check_leak(path, texts, info, lang, args.allow_leak)
     x, groups = cache(texts, f"encode {args.split}"), {}
     for path, head in heads:
         groups.setdefault(re.sub(r"-seed\d+(?=-|$)", "", path.stem), []).append(head)
@@ -137,6 +158,9 @@ def show(lang, records):
         line = line.ljust(wide + 83)
         line += f"{r['sentences']:12}{r['characters']:12}" if r.get("sentences") else ""
         print(line.ljust(wide + 110) + " / ".join(f"{seconds:.0f}" for seconds in r["seconds"].values()))
+    low = [r["label"] for r in records[1:] if r["accuracy"] <= records[0]["accuracy"]]
+    if low:
+        print(f"  warning: no better than the majority class: {', '.join(dict.fromkeys(low))}")
     mapped = [r for r in records if r["method"] == "langalign" and "delta" in r]
     if len(mapped) > 2:
         told = [f"{title} {rank_correlation([r[key] for r in mapped], [r['accuracy'] for r in mapped]):+.2f}"

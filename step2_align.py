@@ -34,6 +34,8 @@ PATIENCE = 5           # epochs without a better held-out MSE before training st
 POOL = 2_000           # held-out pairs, and rows for the domain gap, at most; P@1 falls as the pool grows
 WARN_R2 = 0.05         # below: A explains next to nothing of the targets' variance
 WARN_COLLAPSE = 0.1    # below: A's outputs vary by a small share of the targets' variance
+WARN_P1 = 0.02         # below: held-out translations are found about as often as by chance
+SWAPPED = 0.8          # the translations' gap to the task's English, below this share of the English text's
 WARN_GAP = 0.2         # above: the pairs' English lies this far from the task's, in spreads of the task's
 
 def get_args(argv=None):
@@ -81,8 +83,8 @@ def closed_form(arch, x, y, held_x, held_y):
         u, _, vt = torch.linalg.svd(covariance(x, y))
         return (u @ vt).float()
     values, vectors = torch.linalg.eigh(covariance(x, x))
-    cross = vectors.T @ covariance(x, y)
-    maps = [(vectors @ (cross / (values + r * values.mean())[:, None])).float() for r in RIDGES]
+    cross, ridge = vectors.T @ covariance(x, y), values.mean().clamp_min(1e-12)
+    maps = [(vectors @ (cross / (values.clamp_min(0) + r * ridge)[:, None])).float() for r in RIDGES]
     held_x, held_y = held_x - x.mean(0), held_y - y.mean(0)
     errors = [F.mse_loss(held_x @ w, held_y).item() for w in maps]
     return maps[max(i for i, error in enumerate(errors) if error <= TOLERANCE * min(errors))]
@@ -135,9 +137,9 @@ def precision_at_1(a, b):
 
 def measure(predicted, y, mean):
     """MSE, cosine, R^2, P@1 both ways of predicted (N, D) for y (N, D); mean (D,) of the training targets."""
-    mse = F.mse_loss(predicted, y).item()
-    return {"mse": mse, "cosine": F.cosine_similarity(predicted, y).mean().item(),
-            "r2": 1 - mse / F.mse_loss(mean.expand_as(y), y).item(),
+    mse = F.mse_loss(predicted, y)
+    return {"mse": mse.item(), "cosine": F.cosine_similarity(predicted, y).mean().item(),
+            "r2": (1 - mse / F.mse_loss(mean.expand_as(y), y)).item(),
             "p1": precision_at_1(predicted, y), "p1_back": precision_at_1(y, predicted)}
 
 def domain_gap(pairs, task):
@@ -145,21 +147,26 @@ def domain_gap(pairs, task):
     task's: about 0 when the pairs are task text."""
     return ((pairs.mean(0) - task.mean(0)).norm() / task.var(0).sum().sqrt()).item()
 
-def report(predicted, x, y, mean, gap):
-    """Print the held-out table of A's output (N, D) and its warnings; returns the numbers."""
+def report(predicted, x, y, mean, gaps):
+    """Print the held-out table of A's output (N, D) and its warnings; returns the numbers.
+    mean (D,) of the training targets; gaps: domain gaps to the task of the English and of the translations."""
     rows = {"A": measure(predicted, y, mean), "identity": measure(x, y, mean),
             "mean": measure(mean.expand_as(y), y, mean)}
     print(f"{len(y):5d} held-out pairs       MSE   cosine      R^2      P@1   P@1 back")
     for name, r in rows.items():
         print(f"  {name:18s} {r['mse']:9.3g} {r['cosine']:8.3f} {r['r2']:8.3f}" +
               ("" if name == "mean" else f" {r['p1']:8.1%}   {r['p1_back']:8.1%}"))
-    spread = (predicted.var(0).sum() / y.var(0).sum()).item()
+    spread, (gap, gap_target) = (predicted.var(0).sum() / y.var(0).sum()).item(), gaps
     print(f"  A's outputs have {spread:.2f} of the targets' variance; domain gap of pairs to task {gap:.2f}")
-    r2, cosine, same = rows["A"]["r2"], rows["A"]["cosine"], rows["identity"]["cosine"]
-    for fired, what in (
-            (spread < WARN_COLLAPSE, f"A collapsed, its outputs have {spread:.3f} of the targets' variance"),
-            (r2 < WARN_R2, f"A is no better than the mean, R^2 {r2:.3f}: do the columns belong together?"),
-            (cosine <= same, f"A is no better than identity, cosine {cosine:.3f} to {same:.3f}"),
+    (r2, cosine, p1), same = (rows["A"][key] for key in ("r2", "cosine", "p1")), rows["identity"]["cosine"]
+    for fired, what in (                                     # `not`: what is nan fires, too
+            (not spread >= WARN_COLLAPSE, f"A collapsed, its outputs have {spread:.3f} of the targets' variance"),
+            (not r2 >= WARN_R2, f"A is no better than the mean, R^2 {r2:.3f}: do the columns belong together?"),
+            (p1 < max(WARN_P1, 2 / len(y)), f"P@1 is {p1:.1%}, chance: are text and translation on one row? A "
+             "translated.tsv shifted by a row looks like this"),
+            (gap_target < SWAPPED * gap, f"the translations are nearer to the task's English, gap {gap_target:.2f}, than "
+             f"the English is, {gap:.2f}: are the columns swapped?"),
+            (not cosine > same, f"A is no better than identity, cosine {cosine:.3f} to {same:.3f}"),
             (gap > WARN_GAP, f"the pairs are far from the task's text, domain gap {gap:.2f}: less gain")):
         if fired:
             print(f"warning: {what}")
@@ -190,14 +197,15 @@ def main(argv=None):
     encoding = cache.seconds
     y = cache(target, f"encode {args.lang}")                                       # e(T(d_en)): (n, D)
     encoding += cache.seconds
-    gap = domain_gap(x, cache(task_texts, "encode task"))
+    task = cache(task_texts, "encode task")
+    gaps = domain_gap(x, task), domain_gap(y, task)
     start = time.perf_counter()
     (x, held_x), (y, held_y) = (t.split([n - held, held]) for t in ((y, x) if args.reverse else (x, y)))
     y = shuffle_share(y, args.noise, args.seed) if args.noise else y
     train(aligner, x, y, held_x, held_y, args, cache.device)
     seconds = time.perf_counter() - start
 
-    numbers = report(aligner.map(held_x), held_x, held_y, y.mean(0), gap)
+    numbers = report(aligner.map(held_x), held_x, held_y, y.mean(0), gaps)
     path = Path(args.out, file_name("align", args.lang, args.arch, f"n{n}", "rev" if args.reverse else "",
                                     "plain" if args.plain else "", depth=args.depth, hidden=args.hidden,
                                     dropout=args.dropout, noise=args.noise or None, seed=args.seed or None))

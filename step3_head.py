@@ -67,7 +67,7 @@ def train_heads(x, y, classes, seeds, l2, device):
              "mean": x.mean(0), "scale": x.std(0).clamp_min(1e-6)}                 # inputs are standardised
     heads = {name: tensor.to(device) for name, tensor in heads.items()}
     trained = [heads["weight"].requires_grad_(), heads["bias"].requires_grad_()]
-    x, y, batches = x.to(device), y.to(device), -(-len(x) // BATCH)
+    x, y, batches = ((x.to(device) - heads["mean"]) / heads["scale"]), y.to(device), -(-len(x) // BATCH)
     epochs = max(EPOCHS, -(-STEPS // batches))
     optimizer = torch.optim.Adam(trained, lr=LR, fused=True)
     schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, epochs * batches)
@@ -75,7 +75,7 @@ def train_heads(x, y, classes, seeds, l2, device):
     for epoch in tqdm(range(epochs), desc="heads", unit="epoch", delay=2, leave=False):
         order = torch.stack([torch.randperm(len(x), generator=g) for g in generators]).to(device)    # (S, N)
         for index in order.split(BATCH, dim=1):                                                      # (S, B)
-            out = logits(heads, x[index])                                                         # (S, B, C)
+            out = x[index] @ heads["weight"] + heads["bias"]             # (S, B, C), as `logits` computes it
             loss = F.cross_entropy(out.flatten(0, 1), y[index].flatten()) * len(seeds)   # the seeds' sum
             loss = loss + l2 * heads["weight"].square().sum()
             optimizer.zero_grad(set_to_none=True)

@@ -44,9 +44,9 @@ def planted_head(predicted, method="langalign", arch=None, n=None, r2=0.0, p1=0.
 def judge(folder, y, heads, seed=0):
     """evaluate() of planted heads {file stem: head} on test labels y: {record's "head": record}, in order."""
     write(folder / "task" / "xx" / "test.tsv", ["label", "text"], [[["bad", "good"][c], f"s{c}"] for c in y])
-    info = {"data": folder, "task": "task", "labels": ["bad", "good"]}
+    info = {"data": folder, "task": "task", "labels": ["bad", "good"], "pair": False}
     heads = [(Path(f"{stem}.pt"), head) for stem, head in heads.items()]
-    args = types.SimpleNamespace(split="test", seed=seed)
+    args = types.SimpleNamespace(split="test", seed=seed, allow_leak=False)
     records = evaluation.evaluate("xx", heads, lambda texts, *_: torch.eye(len(texts)), info, args)
     return {record["head"]: record for record in records}
 

@@ -131,9 +131,9 @@ def test_noise_moves_a_share_and_nothing_else():
 def test_warnings_fire_and_name_the_number(capsys, fault, words):
     x, y, _ = planted("linear")
     predicted = {"collapse": y.mean(0) + 0.01 * (y - y.mean(0)), "rows": y.roll(1, 0), "identity": x}.get(fault, y)
-    step2_align.report(y, x, y, y.mean(0), 0.0)
+    step2_align.report(y, x, y, y.mean(0), (0.0, 0.0))
     assert "warning" not in capsys.readouterr().out
-    step2_align.report(predicted, x, y, y.mean(0), 1.5 if fault == "domain" else 0.0)
+    step2_align.report(predicted, x, y, y.mean(0), (1.5, 1.5) if fault == "domain" else (0.0, 0.0))
     line = [line for line in capsys.readouterr().out.splitlines() if words in line and "warning" in line]
     assert len(line) == 1 and any(c.isdigit() for c in line[0])
 
