@@ -13,9 +13,13 @@ import functools
 import hashlib
 import itertools
 import os
+import pickletools
+import re
 import sys
 import tempfile
 import time
+import uuid
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -30,6 +34,7 @@ FORMAT = 3             # of every .pt written here; raise it when a reader of th
 SHUFFLE_SEED = 2503    # of the order whose prefixes are the n pairs; not --seed, so 5000 is inside 20000
 DEFAULT_N = 20_000     # translated pairs; the paper uses 5K to 50K
 HELD_OUT = 0.1         # share of the pairs held out in step 2, and of train where there is no dev.tsv
+STALE = 3_600          # seconds after which a temporary file is a killed run's
 SHARD = 5_000          # rows a cache file holds: the most that a killed run can lose
 BATCH_TOKENS = {"cpu": 1_024, "cuda": 65_536, "mps": 16_384}     # of an encoding batch, with padding
 
@@ -76,7 +81,7 @@ def run(main):
         if ranks()[1] > 1:
             dist.destroy_process_group()
     except UserError as err:
-        print(f"error: {err}", file=sys.stderr)
+        print("error:", *str(err).splitlines(), file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print("stopped; nothing is half-written, the same command goes on from the cache", file=sys.stderr)
@@ -131,14 +136,14 @@ def read_lines(path):
     try:
         raw = Path(path).read_bytes()
         text = raw.decode("utf-8-sig")
-    except OSError as err:
-        folder = next(p for p in Path(path).parents if p.exists())           # the last level that is there
+    except UnicodeDecodeError as err:                        # err.object: raw without the byte order mark
+        line, byte = err.object.count(b"\n", 0, err.start) + 1, err.object[err.start]
+        raise UserError(f"{path}:{line}: byte {byte:#04x} is not UTF-8; save the file as UTF-8")
+    except (OSError, ValueError) as err:                     # ValueError: NUL in the name
+        folder = next(p for p in Path(path).parents if os.path.exists(p))    # the last level that is there
         there = " ".join(sorted(p.name for p in folder.iterdir()))
-        raise UserError(f"{path}: {err.strerror}; {folder} has: {there}; data/README.md says what a task "
-                        "needs, python data/toy.py makes a toy world")
-    except UnicodeDecodeError as err:
-        line = raw.count(b"\n", 0, err.start) + 1
-        raise UserError(f"{path}:{line}: byte {raw[err.start]:#04x} is not UTF-8; save the file as UTF-8")
+        raise UserError(f"{path}: {getattr(err, 'strerror', err)}; {folder} has: {there}; data/README.md says "
+                        "what a task needs, python data/toy.py makes a toy world")
     return [line.removesuffix("\r") for line in text.rstrip("\r\n").split("\n")]
 
 def read_tsv(path, required, optional=()):
@@ -178,32 +183,39 @@ def label_ids(path, names, labels):
             raise UserError(f"{path}:{line}: {wrong}; the English training labels are {labels}")
     return torch.tensor([labels.index(name) for name in names])
 
-def load_task(root, task, lang, split, labels=None):
-    """Rows of one split: (texts, y (N,) int64, labels). labels None: the sorted set of this file's."""
+def load_task(root, task, lang, split, labels=None, pair=None):
+    """Rows of one split: (texts, y (N,) int64, labels). labels None: the sorted set of this file's; pair: the
+    task is one of text pairs, or not, None: either."""
     path = Path(root, task, lang, f"{split}.tsv")
-    _, rows = read_tsv(path, ("label", "text"), ("text_b",))
+    columns, rows = read_tsv(path, ("label", "text"), ("text_b",))
+    if pair not in (None, "text_b" in columns):
+        raise UserError(f"{path}:1: {'no' if pair else 'a'} column text_b, other than English train.tsv")
     names = [row[0] for row in rows]
     labels = labels or sorted(set(names))
     if len(labels) < 2 or "" in labels:
-        raise UserError(f"{path}: the labels are {labels}; a task needs two or more, none of them empty")
+        line = f":{names.index('') + 2}" if "" in names else ""
+        raise UserError(f"{path}{line}: the labels are {labels}; a task needs two or more, none of them empty")
     return [row[1:] for row in rows], label_ids(path, names, labels), labels
 
 def fixed_order(count):
     """The one shuffle of range(count): its first n are the n pairs, so that n=5000 is a subset of n=20000."""
     return np.random.default_rng(SHUFFLE_SEED).permutation(count).tolist()
 
-def load_train_dev(root, task, lang, labels, translated=False, n=None):
+def load_train_dev(root, task, lang, labels, pair=None, translated=False, n=None):
     """((texts, y) of train, (texts, y) of dev) of a language, or of the translations and labels of n pairs.
 
     Dev is dev.tsv; where there is none, and for translations, it is a tenth of the rows, held out.
     """
+    path = Path(root, task, lang, "translated.tsv" if translated else "train.tsv")
     if translated:
         _, texts, names = load_translated(root, task, lang, n, labels)
-        y = label_ids(Path(root, task, lang, "translated.tsv"), names, labels)
+        y = label_ids(path, names, labels)
     else:
-        texts, y, _ = load_task(root, task, lang, "train", labels)
+        texts, y, _ = load_task(root, task, lang, "train", labels, pair)
         if Path(root, task, lang, "dev.tsv").exists():
-            return (texts, y), load_task(root, task, lang, "dev", labels)[:2]
+            return (texts, y), load_task(root, task, lang, "dev", labels, pair)[:2]
+    if len(texts) < 2:
+        raise UserError(f"{path}: one row, but one is to train on and one held out; give two or more")
     order = fixed_order(len(texts))
     cut = len(order) - max(1, int(HELD_OUT * len(order)))
     return tuple(([texts[i] for i in part], y[part]) for part in (order[:cut], order[cut:]))
@@ -242,8 +254,14 @@ class Encoder(nn.Module):
     """
     def __init__(self, lm, tokenizer, pool, max_len):
         super().__init__()
+        if lm.config.is_encoder_decoder or tokenizer.pad_token_id is None or max_len < 1:
+            raise ValueError("no encoder with a padding token; use one such as xlm-roberta-base")
+        positions = getattr(lm.config, "max_position_embeddings", None) or max_len
+        if "roberta" in lm.config.model_type:                # its positions begin behind the padding id
+            positions -= lm.config.pad_token_id + 1
         lm.pooler = None                                     # BERT's own, unused: neither counted nor stored
-        self.lm, self.tokenizer, self.pool, self.max_len = lm, tokenizer, pool, max_len
+        self.lm, self.tokenizer, self.pool = lm, tokenizer, pool
+        self.max_len = min(max_len, positions, tokenizer.model_max_length)
         self.dim = lm.config.hidden_size
         self.amp = None                                      # dtype of autocast, None: as the weights are
         self.fingerprint = None                              # set by save_encoder and load_encoder
@@ -267,6 +285,10 @@ class Encoder(nn.Module):
                        file=sys.stderr)
         return rows
 
+def move(tensor, device):
+    """A CPU tensor on the device; a GPU copies it from pinned memory while it computes."""
+    return (tensor.pin_memory() if device.type == "cuda" else tensor).to(device, non_blocking=True)
+
 def pad(rows, pad_id, device):
     """Tokenised rows -> dict of (B, T) int64 tensors, padded on the right, with the attention mask."""
     lengths = torch.tensor([len(row["input_ids"]) for row in rows])
@@ -274,7 +296,7 @@ def pad(rows, pad_id, device):
     batch = {name: torch.tensor([row[name] + [pad_id if name == "input_ids" else 0] * (width - len(row[name]))
                                  for row in rows]) for name in rows[0]}
     batch["attention_mask"] = (torch.arange(width) < lengths[:, None]).long()
-    return {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}
+    return {name: move(tensor, device) for name, tensor in batch.items()}
 
 def load_pretrained(name, pool, max_len):
     """Encoder from a hub name or a folder, as fp32 whatever its file holds; UserError if it is none."""
@@ -282,15 +304,10 @@ def load_pretrained(name, pool, max_len):
     try:
         tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
         lm = AutoModel.from_pretrained(name, dtype=torch.float32, trust_remote_code=False)
+        return Encoder(lm, tokenizer, pool, max_len)
     except Exception as err:                                 # hub, file and class each raise their own
         why = " ".join(str(err).split())[:150]
         raise UserError(f"--model {name}: {why}; give an encoder's hub name or folder, or run data/toy.py")
-    if lm.config.is_encoder_decoder or tokenizer.pad_token_id is None:
-        raise UserError(f"--model {name}: no encoder with a padding token; use one such as xlm-roberta-base")
-    positions = getattr(lm.config, "max_position_embeddings", None) or max_len
-    if "roberta" in lm.config.model_type:                    # its positions begin behind the padding id
-        positions -= lm.config.pad_token_id + 1
-    return Encoder(lm, tokenizer, pool, min(max_len, positions, tokenizer.model_max_length))
 
 def batches(lengths, budget):
     """Row numbers in batches of similar length and at most `budget` tokens, longest first: if memory
@@ -312,7 +329,7 @@ def encode(encoder, texts, device, budget=None, progress="encode"):
     with tqdm(total=len(rows), desc=progress, unit="row", delay=2, leave=False) as bar:
         for index in itertools.islice(cut, rank, None, world):
             batch = pad([rows[i] for i in index], encoder.tokenizer.pad_token_id, device)
-            out[torch.tensor(index, device=device)] = encoder(batch)
+            out[move(torch.tensor(index), device)] = encoder(batch)
             bar.update(len(index) * world)
     if world > 1:
         dist.all_reduce(out)                                 # a row is 0 on all ranks but one
@@ -340,10 +357,12 @@ class Cache:
 
     def _add(self, path):
         shard = self._load(path)
-        keys = shard["keys"].numpy().tobytes()               # 16 bytes a row
+        with of_form(path, f"rm {path}"):
+            keys = shard["keys"].numpy().tobytes()           # 16 bytes a row
+            require(shard["embeddings"].shape == (len(keys) / 16, self.encoder.dim))
+            self.pace.append(shard["seconds"] / len(shard["embeddings"]))
         self.where |= {keys[16 * i:16 * i + 16]: (len(self.shards), i) for i in range(len(keys) // 16)}
         self.shards.append(path)
-        self.pace.append(shard["seconds"] / len(shard["embeddings"]))
 
     def __call__(self, texts, progress="encode"):
         """Texts -> (N, D) fp32. Sets `seconds`: what encoding them costs, in this run or an earlier one."""
@@ -415,19 +434,29 @@ class Aligner(nn.Module):
         return torch.cat([self(block.to(self.mean_x.device)).cpu() for block in x.split(rows)])
 
 def load_aligner(art):
-    """Aligner from an artifact's "aligner" (its config) and "state"; UserError if the two do not fit."""
-    try:
+    """Aligner from an artifact's "aligner" (its config) and "state"; raises if they do not fit: see of_form."""
+    require((art["aligner"]["depth"] or 0) <= len(art["state"]), "more layers than weights")
+    with torch.device("meta"):                               # it may declare any size
         aligner = Aligner(**art["aligner"])
-        aligner.load_state_dict(art["state"])
-    except (RuntimeError, TypeError, ValueError) as err:
-        raise UserError(f"an aligner of the wrong form ({str(err).splitlines()[0]}); run step 2 again")
-    return aligner.eval()
+    aligner.load_state_dict(art["state"], assign=True)
+    return aligner.float().requires_grad_(False).eval()
 
 def logits(heads, x):
     """x (N, D) or (S, B, D) through S linear heads on standardised inputs: (S, N or B, C). See step 3."""
     return (x - heads["mean"]) / heads["scale"] @ heads["weight"] + heads["bias"]
 
 # Artifacts: plain dicts of tensors, numbers and strings
+NUMBER, COST = (int, float), dict(sentences=int, characters=int)
+REPORT = dict(A=dict(r2=NUMBER, p1=NUMBER), held_out=int)
+MADE = ("collections OrderedDict", "torch._utils _rebuild_tensor_v2")          # besides storages
+FORMS = {"embed": dict(lm=str, state=dict, files=dict, pool=str, max_len=int, data=str, task=str, labels=list,
+                       pair=bool),                           # what a reader takes from it
+         "cache": dict(lm=str, keys=torch.Tensor, embeddings=torch.Tensor, seconds=NUMBER),
+         "align": dict(lm=str, lang=str, arch=str, n=int, reverse=bool, aligner=dict, state=dict, report=REPORT,
+                       seconds=dict(encode=NUMBER, align=NUMBER), cost=COST),
+         "head": dict(lm=str, lang=str, method=str, n=(int, type(None)), labels=list, pair=bool, heads=dict,
+                      seconds=dict(encode=NUMBER, align=NUMBER, head=NUMBER), cost=COST)}
+
 def digest(value):
     """Hex digest of nested dicts and lists of tensors, numbers and strings: same content, same digest."""
     if isinstance(value, torch.Tensor):
@@ -455,22 +484,73 @@ def save(path, kind, args=None, **content):
 def write_whole(path, write):
     """Call write(binary file) on a temporary file beside `path`, then rename it to `path`."""
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")     # containers share process ids
     try:
         if ranks()[0]:
             return
         path.parent.mkdir(parents=True, exist_ok=True)
+        for old in path.parent.glob(f".{path.name}.*"):      # of a killed run, if nobody wrote for so long
+            with contextlib.suppress(FileNotFoundError):     # another process's, done meanwhile
+                if time.time() - old.stat().st_mtime > STALE:
+                    old.unlink()
         with open(temporary, "wb") as file:
             write(file)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except (OSError, RuntimeError) as err:
-        raise UserError(f"{path}: cannot be written ({str(err).splitlines()[0]}); free space or change --out")
+        cause = err.__context__                              # torch.save raises its own over what stopped it
+        if isinstance(cause, KeyboardInterrupt):
+            raise cause
+        why = str(cause if isinstance(cause, OSError) else err).splitlines()[0]
+        raise UserError(f"{path}: cannot be written ({why}); free space or change --out")
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
         wait()                                               # then all may read it
+
+def check_file(path):
+    """Raise unless a .pt file is stored uncompressed and asks its reader for nothing but tensors."""
+    with zipfile.ZipFile(path) as parts:
+        require(not any(part.compress_type for part in parts.infolist()))
+        pickles = [parts.read(name) for name in parts.namelist() if name.endswith(".pkl")]
+    made = {what for pickle in pickles for code, what, _ in pickletools.genops(pickle) if code.name == "GLOBAL"}
+    require(all(name in MADE or re.fullmatch(r"torch \w+Storage", name) for name in made))
+
+def check_plain(content, room):
+    """Raise unless `content` is what `save` writes: nested dicts and lists of text, numbers and finite tensors
+    of at most `room` bytes: a stranger can declare any size."""
+    queue = [content]
+    for value in queue:                                      # grows on the way
+        if isinstance(value, torch.Tensor):
+            require(value.layout == torch.strided and value.numel() * value.element_size() <= room)
+            require(not value.is_complex() and value.isfinite().all())
+        elif isinstance(value, (dict, list, tuple)):
+            queue += value.values() if isinstance(value, dict) else value
+            require(len(queue) < 1_000_000)                  # a list that holds itself
+        else:
+            require(isinstance(value, (str, int, float, type(None))))
+
+def fits(value, form):
+    """Is `value` of a type or, where `form` is a dict, a dict whose values under its keys fit?"""
+    if isinstance(form, dict):
+        return isinstance(value, dict) and all(fits(value.get(key), part) for key, part in form.items())
+    return isinstance(value, form)
+
+def require(fine, words="a value of another type, shape or size"):
+    if not fine:
+        raise ValueError(words)
+
+@contextlib.contextmanager
+def of_form(path, remake):
+    """Whatever goes wrong inside is the fault of the artifact at `path`: a UserError that says so."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as err:
+        why = f"{type(err).__name__} {err}".splitlines()[0][:150]
+        raise UserError(f"{path}: not of the form that is written here ({why}); make it again with: {remake}")
 
 def load(path, kind, remake, lm=None):
     """Read an artifact, checked: whole, of this kind, and made with the LM of fingerprint `lm` if given.
@@ -480,15 +560,20 @@ def load(path, kind, remake, lm=None):
     if not Path(path).is_file():
         raise UserError(f"{path}: no such artifact; make it with: {remake}")
     try:
+        check_file(path)
         content = dict(torch.load(path, map_location="cpu", weights_only=True, mmap=True))
-        whole = content.pop("digest") == digest(content)
+        check_plain(content, Path(path).stat().st_size)
+        whole = fits(content, dict(kind=str, format=int)) and content.pop("digest") == digest(content)
     except Exception:                                        # zip, pickle and tensor readers raise their own
         whole = False
     if not whole:
         raise UserError(f"{path}: damaged, or no artifact of this project; make it again with: {remake}")
-    if (content["kind"], content["format"]) != (kind, FORMAT):
-        raise UserError(f"{path}: kind {content['kind']!r} in format {content['format']}, not {kind!r} in "
-                        f"{FORMAT}; make it again with: {remake}")
+    found = content.get("kind"), content.get("format")
+    if found != (kind, FORMAT):
+        raise UserError(f"{path}: kind and format {found}, not {(kind, FORMAT)}; make it again with: {remake}")
+    wrong = [key for key, form in FORMS.get(kind, {}).items() if not fits(content.get(key), form)]
+    if wrong:
+        raise UserError(f"{path}: no {wrong[0]} of the right type; make it again with: {remake}")
     if lm and content["lm"] != lm:
         raise UserError(f"{path}: made with another LM than embed.pt beside it; make it again with: {remake}")
     return content
@@ -505,24 +590,32 @@ def save_encoder(path, encoder, args, **content):
     encoder.fingerprint = digest(identity)
     save(path, "embed", args, lm=encoder.fingerprint, **identity, **content)
 
+@torch.no_grad()
 def load_encoder(out):
     """(Encoder, frozen; the artifact: data, task, labels, pair, ...) from a run folder's embed.pt."""
     path, remake = Path(out, "embed.pt"), f"python step1_embed.py --out {out}"
     art = load(path, "embed", remake)
     transformers.logging.set_verbosity_error()
-    try:
+    with of_form(path, remake):
         with tempfile.TemporaryDirectory() as folder:
             for file, content in art["files"].items():
                 Path(folder, Path(file).name).write_bytes(content.numpy().tobytes())
             tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
             config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        require(getattr(config, "num_hidden_layers", 0) <= len(art["state"]), "more layers than weights")
+        with torch.device("meta"):                           # it may declare any size
+            lm = AutoModel.from_config(config, trust_remote_code=False)
+        declared = Encoder(lm, tokenizer, "mean", 1).lm.state_dict()
+        require({k: v.shape for k, v in declared.items()} == {k: v.shape for k, v in art["state"].items()})
         lm = AutoModel.from_config(config, trust_remote_code=False)
         encoder = Encoder(lm, tokenizer, art["pool"], art["max_len"])
-        lm.load_state_dict(art.pop("state"))
-    except Exception as err:                                 # well-formed, but no LM of this library
-        raise UserError(f"{path}: no LM that transformers {transformers.__version__} can rebuild "
-                        f"({str(err).splitlines()[0][:100]}); make it again with: {remake}")
-    encoder.fingerprint = art["lm"]
+        encoder.lm.load_state_dict(art.pop("state"))
+        encoder.fingerprint = art["lm"]
+        row = encoder.tokenize([("a",) * (1 + art["pair"])])[0]
+        long = {name: (ids * encoder.max_len)[:encoder.max_len] for name, ids in row.items()}
+        trial = pad([row, long], tokenizer.pad_token_id, torch.device("cpu"))      # with padding, at full length
+        require(encoder.eval()(trial).isfinite().all())
+        require(art["pool"] in ("mean", "cls") and art["labels"] == sorted(set(map(str, art["labels"]))) and len(art["labels"]) > 1)
     return encoder.eval().requires_grad_(False), art         # LM frozen: no gradient, no dropout
 
 def open_run(args):

@@ -21,8 +21,8 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from common import (UserError, encode, load, load_aligner, load_task, logits, make_parser, open_run,
-                    read_tsv, run, write_whole)
+from common import (REPORT, UserError, encode, fits, load, load_aligner, load_task, logits, make_parser, of_form, open_run,
+                    read_tsv, require, run, write_whole)
 
 BOOTSTRAP = 10_000     # resamples of the test items behind a 95% interval
 CHUNK = 1_024          # lines that --predict labels at once: constant memory, order kept
@@ -43,18 +43,25 @@ def get_args(argv=None):
 def load_heads(out, lang, encoder, info):
     """([(path, artifact)] of the heads for `lang`, None: all, and of english, newest first; languages)."""
     make = f"python step3_head.py --out {out} --lang {lang or 'ko'}"
+    paths = sorted(Path(out).glob("head-*.pt"), key=lambda path: -path.stat().st_mtime_ns)
     heads = [(path, load(path, "head", f"{make} --method {path.stem.split('-')[1]}, or delete it",
-                         encoder.fingerprint)) for path in Path(out).glob("head-*.pt")]
-    heads.sort(key=lambda item: -item[0].stat().st_mtime_ns)
-    langs = sorted({head["lang"] for _, head in heads} - {"en"})
+                         encoder.fingerprint)) for path in paths]
+    langs = sorted({str(head.get("lang")) for _, head in heads} - {"en"})
     if not heads or not (lang or langs) or lang and lang not in (langs or [lang]):   # english serves any
         there = f"no head for {lang or 'a target language'}, only for: {' '.join(langs or ['en'])}"
         raise UserError(f"{out}: {there if heads else 'no head in this run folder'}; make one with: {make}")
     for path, head in heads:
-        if head["heads"]["weight"].shape[1:] != (encoder.dim, len(info["labels"])) or \
-                head["labels"] != info["labels"]:
-            raise UserError(f"{path}: labels {head['labels']} of another width or order than embed.pt's "
-                            f"{info['labels']}; delete it, or make it again with: {make}")
+        with of_form(path, f"{make}, or delete it"):         # a trial: it may be a stranger's
+            require(head["labels"] == info["labels"], f"labels {head['labels']}, not embed.pt's {info['labels']}")
+            require(head["pair"] == info["pair"] and head["method"] in METHODS and head["arch"] in ARCHES)
+            x, classes, seeds = torch.zeros(2, encoder.dim), len(info["labels"]), len(head["heads"]["weight"])
+            require([*map(tuple, (head["heads"][k].shape for k in ("weight", "bias", "mean", "scale")))] ==
+                    [(seeds, encoder.dim, classes), (seeds, 1, classes), (encoder.dim,), (encoder.dim,)])
+            out = logits_of(head, x)
+            require(seeds and out.isfinite().all() and (head["n"] or 0) >= 0)
+            require(not head["arch"] or load_aligner(head).map(x).isfinite().all())
+            require((head["method"] in ("langalign", "rev")) == bool(head["arch"] and fits(head["alignment"], REPORT)))
+            line_of(record_of(path.stem, [head], out.argmax(2), torch.zeros(2, dtype=torch.int64)), 0)
     heads = [(path, head) for path, head in heads if head["lang"] in (lang or head["lang"], "en")]
     return heads, [lang] if lang else langs
 
@@ -88,12 +95,12 @@ def record_of(name, heads, predicted, y):
     first, hits = heads[0], (predicted == y).double()
     label = re.sub(rf"^head-|-({first['lang']}|n\d+|rev)(?=-|$)", "", name).replace("-", " ")
     measured = [head["alignment"]["A"] for head in heads if first["arch"]]
-    return {**{key: first[key] for key in ("method", "arch", "n")}, "head": name, "label": label,
+    return {**first["cost"], **{key: first[key] for key in ("method", "arch", "n")}, "head": name, "label": label,
             "seeds": len(hits), "accuracy": hits.mean().item(),
             "accuracy_std": hits.mean(1).std(correction=0).item(),
             "macro_f1": float(np.mean([macro_f1(p, y, len(first["labels"])) for p in predicted])),
             **{key: float(np.mean([m[key] for m in measured])) for key in ("r2", "p1") if measured},
-            **first["cost"], "seconds": first["seconds"]}
+            "seconds": first["seconds"]}
 
 def check_leak(path, texts, info, lang, allow):
     """UserError, with --allow-leak a warning, if texts of the file `path` are also training or translated rows
@@ -113,11 +120,8 @@ def check_leak(path, texts, info, lang, allow):
 
 def evaluate(lang, heads, cache, info, args):
     """One record a variant on a split of `lang`, in the table's order; aligner seeds are pooled."""
-    texts, y, _ = load_task(info["data"], info["task"], lang, args.split, info["labels"])
-    path = Path(info["data"], info["task"], lang, f"{args.split}.tsv")
-    if (len(texts[0]) == 2) != info["pair"]:
-        raise UserError(f"{path}: {len(texts[0])} text columns, the English training rows have the other number")
-    check_leak(path, texts, info, lang, args.allow_leak)
+    texts, y, _ = load_task(info["data"], info["task"], lang, args.split, info["labels"], info["pair"])
+    check_leak(Path(info["data"], info["task"], lang, f"{args.split}.tsv"), texts, info, lang, args.allow_leak)
     x, groups = cache(texts, f"encode {args.split}"), {}
     for path, head in heads:
         groups.setdefault(re.sub(r"-seed\d+(?=-|$)", "", path.stem), []).append(head)
@@ -140,6 +144,17 @@ def evaluate(lang, heads, cache, info, args):
     records.sort(key=lambda r: (order[r["method"]], ARCHES.index(r["arch"]), r["label"], r["n"] or 0))
     return [{"lang": lang, "split": args.split, "items": len(y), **r} for r in records]
 
+def line_of(r, wide):
+    """A record as a line of the table, its label `wide` letters."""
+    line = f"  {r['label']:{wide}s}{r['n'] or '-':>7}{r['seeds']:6d}{r['accuracy']:10.2%}"
+    line += f"{100 * r['accuracy_std']:6.2f}{r['macro_f1']:10.2%}"
+    if "delta" in r and r["method"] != "english":
+        line += "  {:+6.2f} [{:+.2f}, {:+.2f}]".format(*(100 * r["delta" + end] for end in ENDS))
+    line = line.ljust(wide + 65) + (f"{r['recovered']:5.0%}" if "recovered" in r else "")
+    line = line.ljust(wide + 70) + (f"{r['r2']:6.3f}{r['p1']:7.1%}" if r["arch"] else "")
+    line = line.ljust(wide + 83) + (f"{r['sentences']:12}{r['characters']:12}" if r.get("sentences") else "")
+    return line.ljust(wide + 110) + " / ".join(f"{seconds:.0f}" for seconds in r["seconds"].values())
+
 def show(lang, records):
     """Print the table of one language, and how far alignment foretells accuracy."""
     ceiling, wide = records[-1].get("ceiling", "native"), max(len(r["label"]) for r in records) + 1
@@ -149,15 +164,7 @@ def show(lang, records):
           f"text, make A, train the heads\n  {'method':{wide}s}      n seeds  accuracy    +-  macro F1  "
           "difference                gap   R^2    P@1   sentences  characters  seconds")
     for r in records:
-        line = f"  {r['label']:{wide}s}{r['n'] or '-':>7}{r['seeds']:6d}{r['accuracy']:10.2%}"
-        line += f"{100 * r['accuracy_std']:6.2f}{r['macro_f1']:10.2%}"
-        if "delta" in r and r["method"] != "english":
-            line += "  {:+6.2f} [{:+.2f}, {:+.2f}]".format(*(100 * r["delta" + end] for end in ENDS))
-        line = line.ljust(wide + 65) + (f"{r['recovered']:5.0%}" if "recovered" in r else "")
-        line = line.ljust(wide + 70) + (f"{r['r2']:6.3f}{r['p1']:7.1%}" if r["arch"] else "")
-        line = line.ljust(wide + 83)
-        line += f"{r['sentences']:12}{r['characters']:12}" if r.get("sentences") else ""
-        print(line.ljust(wide + 110) + " / ".join(f"{seconds:.0f}" for seconds in r["seconds"].values()))
+        print(line_of(r, wide))
     low = [r["label"] for r in records[1:] if r["accuracy"] <= records[0]["accuracy"]]
     if low:
         print(f"  warning: no better than the majority class: {', '.join(dict.fromkeys(low))}")

@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
-from common import (UserError, encode, load_pretrained, load_task, load_train_dev, make_parser, number, pad,
+from common import (UserError, encode, load_pretrained, load_task, load_train_dev, make_parser, move, number, pad,
                     pick_device, positive, ranks, run, save_encoder)
 
 POOL_OF_BATCHES = 50   # batches whose rows are sorted by length together: little padding, still random order
@@ -114,7 +114,7 @@ def train_epoch(model, rows, y, optimizer, schedule, scaler, generator, args, ep
     for step, index in enumerate(bar, 1):
         mine = index[rank::world] or index[:1]               # a last batch may have fewer rows than ranks
         logits = model(pad([rows[i] for i in mine], args.pad_id, args.device))     # (B, C)
-        loss = F.cross_entropy(logits, y[mine].to(args.device))
+        loss = F.cross_entropy(logits, move(y[mine], args.device))
         loss = loss * (len(index[rank::world]) * world / len(index))     # the ranks' mean is the batch's
         optimizer.zero_grad(set_to_none=True)
         scaler.scale(loss).backward()
@@ -129,7 +129,7 @@ def train_epoch(model, rows, y, optimizer, schedule, scaler, generator, args, ep
             if not np.isfinite(mean):
                 raise UserError(f"loss is {mean} by step {step} of epoch {epoch}; lower --lr {args.lr:g}, "
                                 "or try --amp off")
-            bar.set_postfix(loss=f"{mean:.3f}")
+            bar.set_postfix(loss=f"{mean:.3f}", refresh=False)
     return mean
 
 def tune(model, train, dev, args):
@@ -164,8 +164,8 @@ def tune(model, train, dev, args):
 def main(argv=None):
     args = get_args(argv)
     args.device, args.dtype, machine = pick_device(args)
-    _, _, labels = load_task(args.data, args.task, "en", "train")
-    train, dev = load_train_dev(args.data, args.task, args.lang or "en", labels,
+    english, _, labels = load_task(args.data, args.task, "en", "train")
+    train, dev = load_train_dev(args.data, args.task, args.lang or "en", labels, len(english[0]) == 2,
                                 args.train_on == "translated", args.n)
     torch.manual_seed(args.seed)
     encoder = load_pretrained(args.model, args.pool, args.max_len)

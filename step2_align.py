@@ -122,7 +122,7 @@ def train(aligner, x, y, held_x, held_y, args, device):
         error = F.mse_loss(aligner.map(held_x), held_y).item()
         if not np.isfinite(error):
             raise UserError(f"loss is not finite in epoch {epoch}: look at the embeddings, or try --seed")
-        bar.set_postfix(held_out=f"{error:.4g}")
+        bar.set_postfix(held_out=f"{error:.4g}", refresh=False)
         if error < best[0]:
             best, kept = (error, epoch), copy.deepcopy(aligner.state_dict())
         if epoch - best[1] == PATIENCE:
@@ -179,7 +179,8 @@ def main(argv=None):
     n, held = len(english), min(POOL, int(HELD_OUT * len(english)))
     if held < 2:
         raise UserError(f"{n} pairs are too few to train on and hold out: 20 at least, 5000 in the paper")
-    task_texts, _, _ = load_task(info["data"], info["task"], "en", "train", info["labels"])
+    task_texts, _, _ = load_task(info["data"], info["task"], "en", "train", info["labels"],
+                                 info["pair"])
     task_texts = [task_texts[i] for i in fixed_order(len(task_texts))[:POOL]]
 
     torch.manual_seed(args.seed)

@@ -18,7 +18,8 @@ import torch.nn.functional as F
 from tqdm import tqdm
 
 from common import (UserError, file_name, load, load_aligner, load_train_dev, load_translated, logits,
-                    make_parser, open_run, positive, run, save, volume, wait)
+                    make_parser, of_form, open_run, positive, require, run, save,
+                    volume, wait)
 
 EPOCHS, STEPS = 10, 2_000   # both at least, so that few rows get enough steps
 BATCH = 64             # rows a step: ours
@@ -53,7 +54,7 @@ def find_aligner(args, reverse, fingerprint):
     paths = [*Path(args.out).glob(pattern), *Path(args.out).glob(pattern.replace(".pt", "-*.pt"))]
     for path in sorted(set(paths), key=lambda path: -path.stat().st_mtime_ns):
         art = load(path, "align", make, fingerprint)
-        if art["reverse"] == reverse and art["lang"] == args.lang:
+        if (art.get("reverse"), art.get("lang")) == (reverse, args.lang):
             return path, art
     raise UserError(f"{args.out}: no aligner {pattern}{' of --reverse' * reverse}; make it with: {make}")
 
@@ -94,12 +95,15 @@ def make_head(method, args, cache, info):
         source, art = find_aligner(args, method == "rev", fingerprint)
     (texts, y), (dev_texts, dev_y) = load_train_dev(
         info["data"], info["task"], args.lang if method in ("native", "translated") else "en", info["labels"],
-        method == "translated", args.n)
+        info["pair"], method == "translated", args.n)
     dev_x, x = cache(dev_texts, "encode dev"), cache(texts, "encode train")        # (M, D), (N, D)
     seconds = {"encode": cache.seconds, "align": 0.0, **art.get("seconds", {})}    # of its own texts
     if method == "langalign":
-        aligner = load_aligner(art)
-        x, dev_x = aligner.map(x), aligner.map(dev_x)                              # A(e(d_en))
+        with of_form(source, "python step2_align.py"):
+            aligner = load_aligner(art)
+            x, dev_x = aligner.map(x), aligner.map(dev_x)                          # A(e(d_en))
+            require(x.shape[1] == cache.encoder.dim and x.isfinite().all())
+            require(art["arch"] == art["aligner"]["arch"] and art["n"] > 0)
     seeds = [1000 * args.seed + s for s in range(args.seeds)]
     start = time.perf_counter()
     heads = train_heads(x, y, len(info["labels"]), seeds, args.l2, cache.device)

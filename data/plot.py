@@ -39,7 +39,7 @@ def draw_pairs(lang, heads, cache, info):
     flat = (clouds - clouds.mean((0, 1))).flatten(0, 1)
     flat = flat @ torch.linalg.svd(flat, full_matrices=False).Vh[:2].T             # (3 N, 2)
     flat = (flat - flat.amin(0)) / (flat.amax(0) - flat.amin(0)) * 330 + 30        # pixels
-    spots = flat.round().view(3, count, 2).tolist()
+    spots = flat.round().view(3, -1, 2).tolist()
     for i, words in enumerate(("English e(d)", f"A(e(d)), {head['arch']}", f"{lang} e(T(d))")):
         svg.append(element("text", words, x=30 + 145 * i, y=16, fill=COLORS[i]))
         for j, (u, v) in enumerate(spots[i]):

@@ -163,8 +163,8 @@ def test_an_aligner_by_hand(arch):
 
 def test_artifact_round_trip(tmp_path):
     content = {"t": torch.randn(3, 2), "half": torch.ones(2).half(), "n": 3, "none": None, "d": {"s": "x", "l": [1.5]}}
-    common.save(tmp_path / "a.pt", "align", lm="f" * 40, **content)
-    back = common.load(tmp_path / "a.pt", "align", "remake", "f" * 40)
+    common.save(tmp_path / "a.pt", "note", lm="f" * 40, **content)
+    back = common.load(tmp_path / "a.pt", "note", "remake", "f" * 40)
     assert torch.equal(back["t"], content["t"]) and {k: back[k] for k in ("n", "none", "d")} == \
         {k: content[k] for k in ("n", "none", "d")}
     assert [p.name for p in tmp_path.iterdir()] == ["a.pt"]
@@ -173,17 +173,17 @@ def test_artifact_round_trip(tmp_path):
 @pytest.mark.parametrize("spoil", ["truncate", "flip", "text", "pickle", "kind", "lm", "missing"])
 def test_artifact_mismatches_are_refused(tmp_path, spoil):
     path = tmp_path / "a.pt"
-    common.save(path, "align", lm="f", t=torch.arange(999.0))
+    common.save(path, "note", lm="f", t=torch.arange(999.0))
     raw = bytearray(path.read_bytes())
     place = raw.find(torch.arange(999.0).numpy().tobytes()[:400]) + 100
     raw[place] ^= 1 if spoil == "flip" else 0
     path.write_bytes({"truncate": raw[:-700], "text": b"hello"}.get(spoil, raw))
     if spoil == "pickle":
-        torch.save({"kind": "align", "call": os.system}, path)
+        torch.save({"kind": "note", "call": os.system}, path)
     if spoil == "missing":
         path.unlink()
     with pytest.raises(UserError, match="a.pt: .*: python step2") as caught:
-        common.load(path, "head" if spoil == "kind" else "align", "python step2", "g" if spoil == "lm" else "f")
+        common.load(path, "head" if spoil == "kind" else "note", "python step2", "g" if spoil == "lm" else "f")
     assert "\n" not in str(caught.value)
 
 

@@ -119,7 +119,7 @@ def test_head_of_another_width_or_labels_is_refused(ready, spoil):
     common.save(ready / "head-english.pt", **head)
     before = listing(ready)
     for args in ([], ["--lang", "xx", "--predict", "-"], ["--lang", "xx", "--plot", ready / "x.svg"]):
-        refuse(evaluation.main, *args, "--out", ready, match="head-english.pt: labels .*python step3_head.py")
+        refuse(evaluation.main, *args, "--out", ready, match="head-english.pt: not of the form .*python step3_head.py")
     assert listing(ready) == before
 
 
@@ -146,7 +146,7 @@ def test_aligner_of_another_form_is_refused(ready):
     art = common.load(ready / "align-xx-shift-n90.pt", "align", "")
     art["aligner"]["dim"] = 8
     common.save(ready / "align-xx-shift-n90.pt", **art)
-    refuse(step3_head.main, "--lang", "xx", "--out", ready, match="wrong form")
+    refuse(step3_head.main, "--lang", "xx", "--out", ready, match="not of the form")
 
 
 def test_exit_status_is_2_with_one_line_and_no_traceback(ready):
