@@ -1,6 +1,6 @@
 """Benchmark of LangAlign (arXiv 2503.18603): time and memory, beside the peers that are installed. No test.
 
-    python tests/bench.py                                        # every part, on runs/embed.pt: about an hour
+    python tests/bench.py                                        # every part, on runs/embed.pt: half an hour
     python tests/bench.py --quick --only encode,memory           # smaller; all four parts in under 5 minutes
     python tests/bench.py --peer --lang ko --out runs/nli        # accuracy beside a peer library's own recipe
 
@@ -54,7 +54,7 @@ from peers import DEFAULT, has, peer_encode, quiet  # noqa: E402
 RESULTS = ("encode_fp32_ratio", "encode_fp32_best_ratio", "encode_fp32_peak_share", "encode_bf16_ratio",
            "encode_bf16_best_ratio", "encode_bf16_peak_share", "encode_bf16_cosine", "step1_ratio",
            "fc_seconds", "linear_seconds", "heads_ratio", "bytes_per_row_over_embedding")
-FULL = dict(texts=4_000, repeats=3, rows=2_000, epochs=3, pairs=50_000, dim=768,
+FULL = dict(texts=4_000, repeats=2, rows=1_000, epochs=3, pairs=50_000, dim=768,
             points=(10_000, 50_000, 100_000, 200_000))
 QUICK = dict(texts=600, repeats=2, rows=192, epochs=1, pairs=8_000, dim=768, points=(10_000, 20_000, 40_000))
 BATCHES = (16, 32, 64, 128)            # of SentenceTransformer.encode
