@@ -11,7 +11,6 @@ import argparse
 import contextlib
 import functools
 import hashlib
-import itertools
 import os
 import pickletools
 import re
@@ -112,7 +111,8 @@ def pick_device(args):
 # Several processes: `torchrun --nproc_per_node=N step1_embed.py ...` starts N ranks of a script
 def ranks():
     """(rank of this process, number of them): (0, 1) without torchrun."""
-    return (dist.get_rank(), dist.get_world_size()) if dist.is_available() and dist.is_initialized() else (0, 1)
+    there = dist.is_available() and dist.is_initialized()
+    return (dist.get_rank(), dist.get_world_size()) if there else (0, 1)
 
 def wait():
     """Return when all ranks have come here."""
@@ -120,7 +120,7 @@ def wait():
         dist.barrier()
 
 def join_ranks(device):
-    """Under torchrun: meet the other ranks, nccl on CUDA and gloo elsewhere. Rank 0 alone prints and writes."""
+    """Under torchrun: meet the other ranks, nccl on CUDA, gloo elsewhere. Only rank 0 prints and writes."""
     if "LOCAL_RANK" not in os.environ or dist.is_initialized():
         return
     if device.type == "cuda":
@@ -142,8 +142,8 @@ def read_lines(path):
     except (OSError, ValueError) as err:                     # ValueError: NUL in the name
         folder = next(p for p in Path(path).parents if os.path.exists(p))    # the last level that is there
         there = " ".join(sorted(p.name for p in folder.iterdir()))
-        raise UserError(f"{path}: {getattr(err, 'strerror', err)}; {folder} has: {there}; data/README.md says "
-                        "what a task needs, python data/toy.py makes a toy world")
+        raise UserError(f"{path}: {getattr(err, 'strerror', err)}; {folder} has: {there}; data/README.md "
+                        "tells what a task needs, python data/toy.py makes a toy world")
     return [line.removesuffix("\r") for line in text.rstrip("\r\n").split("\n")]
 
 def read_tsv(path, required, optional=()):
@@ -194,7 +194,7 @@ def load_task(root, task, lang, split, labels=None, pair=None):
     labels = labels or sorted(set(names))
     if len(labels) < 2 or "" in labels:
         line = f":{names.index('') + 2}" if "" in names else ""
-        raise UserError(f"{path}{line}: the labels are {labels}; a task needs two or more, none of them empty")
+        raise UserError(f"{path}{line}: the labels are {labels}; a task needs two or more, none empty")
     return [row[1:] for row in rows], label_ids(path, names, labels), labels
 
 def fixed_order(count):
@@ -274,6 +274,8 @@ class Encoder(nn.Module):
 
     def tokenize(self, texts):
         """One {"input_ids": [...], maybe "token_type_ids": [...]} a text, cut to max_len tokens."""
+        if not texts:
+            return []
         if len({len(text) for text in texts}) > 1:
             raise UserError("single texts and text pairs in one list; a task has one or the other")
         out = self.tokenizer(*map(list, zip(*texts)), truncation=True, max_length=self.max_len,
@@ -321,16 +323,16 @@ def batches(lengths, budget):
 @torch.no_grad()
 def encode(encoder, texts, device, budget=None, progress="encode"):
     """Texts -> (N, D) fp32 on the CPU, in input order. budget: tokens in a batch, default BATCH_TOKENS.
-    Under torchrun every rank encodes its share of the batches and gets all rows."""
+    Under torchrun every rank tokenizes and encodes its share of the texts and gets all rows."""
     encoder.eval()
-    rows = encoder.tokenize(texts)
-    out, (rank, world) = torch.zeros(len(rows), encoder.dim, device=device), ranks()
+    out, (rank, world) = torch.zeros(len(texts), encoder.dim, device=device), ranks()
+    rows, mine = encoder.tokenize(texts[rank::world]), torch.arange(rank, len(texts), world)
     cut = batches([len(row["input_ids"]) for row in rows], budget or BATCH_TOKENS[device.type])
     with tqdm(total=len(rows), desc=progress, unit="row", delay=2, leave=False) as bar:
-        for index in itertools.islice(cut, rank, None, world):
+        for index in cut:
             batch = pad([rows[i] for i in index], encoder.tokenizer.pad_token_id, device)
-            out[move(torch.tensor(index), device)] = encoder(batch)
-            bar.update(len(index) * world)
+            out[move(mine[index], device)] = encoder(batch)
+            bar.update(len(index))
     if world > 1:
         dist.all_reduce(out)                                 # a row is 0 on all ranks but one
     return out.cpu()
@@ -418,14 +420,21 @@ class Aligner(nn.Module):
         elif arch == "ae":
             down = np.linspace(dim, hidden or dim // 2, depth + 1).round().astype(int).tolist()
             self.f = mlp(down + down[-2::-1], dropout)
-        for name, value in (("W", torch.zeros(dim, dim)), ("mean_x", torch.zeros(dim)), ("scale_x", torch.ones(dim)),
-                            ("mean_y", torch.zeros(dim)), ("scale_y", torch.ones(()))):
+        for name, value in (("mean_x", torch.zeros(dim)), ("scale_x", torch.ones(dim)),
+                            ("mean_y", torch.zeros(dim)), ("scale_y", torch.ones(())),
+                            ("W", torch.zeros(dim, dim))):
             self.register_buffer(name, value)
 
+    def affine(self, x):
+        """The part with W."""
+        return (x - self.mean_x) @ self.W + self.mean_y
+
+    def residual(self, x):
+        """The part with f."""
+        return self.f((x - self.mean_x) / self.scale_x) * self.scale_y
+
     def forward(self, x):
-        x = x - self.mean_x
-        y = x @ self.W + self.mean_y
-        return y if self.f is None else y + self.f(x / self.scale_x) * self.scale_y
+        return self.affine(x) if self.f is None else self.affine(x) + self.residual(x)
 
     @torch.no_grad()
     def map(self, x, rows=8_192):
@@ -434,7 +443,7 @@ class Aligner(nn.Module):
         return torch.cat([self(block.to(self.mean_x.device)).cpu() for block in x.split(rows)])
 
 def load_aligner(art):
-    """Aligner from an artifact's "aligner" (its config) and "state"; raises if they do not fit: see of_form."""
+    """Aligner from an artifact's "aligner" (its config) and "state"; raises if the two do not fit."""
     require((art["aligner"]["depth"] or 0) <= len(art["state"]), "more layers than weights")
     with torch.device("meta"):                               # it may declare any size
         aligner = Aligner(**art["aligner"])
@@ -452,8 +461,8 @@ MADE = ("collections OrderedDict", "torch._utils _rebuild_tensor_v2")          #
 FORMS = {"embed": dict(lm=str, state=dict, files=dict, pool=str, max_len=int, data=str, task=str, labels=list,
                        pair=bool),                           # what a reader takes from it
          "cache": dict(lm=str, keys=torch.Tensor, embeddings=torch.Tensor, seconds=NUMBER),
-         "align": dict(lm=str, lang=str, arch=str, n=int, reverse=bool, aligner=dict, state=dict, report=REPORT,
-                       seconds=dict(encode=NUMBER, align=NUMBER), cost=COST),
+         "align": dict(lm=str, lang=str, arch=str, n=int, reverse=bool, aligner=dict, state=dict,
+                       report=REPORT, seconds=dict(encode=NUMBER, align=NUMBER), cost=COST),
          "head": dict(lm=str, lang=str, method=str, n=(int, type(None)), labels=list, pair=bool, heads=dict,
                       seconds=dict(encode=NUMBER, align=NUMBER, head=NUMBER), cost=COST)}
 
@@ -514,11 +523,12 @@ def check_file(path):
     with zipfile.ZipFile(path) as parts:
         require(not any(part.compress_type for part in parts.infolist()))
         pickles = [parts.read(name) for name in parts.namelist() if name.endswith(".pkl")]
-    made = {what for pickle in pickles for code, what, _ in pickletools.genops(pickle) if code.name == "GLOBAL"}
+    codes = (code for pickle in pickles for code in pickletools.genops(pickle))
+    made = {what for code, what, _ in codes if code.name == "GLOBAL"}
     require(all(name in MADE or re.fullmatch(r"torch \w+Storage", name) for name in made))
 
 def check_plain(content, room):
-    """Raise unless `content` is what `save` writes: nested dicts and lists of text, numbers and finite tensors
+    """Raise unless `content` is what `save` writes: nested dicts and lists of text, numbers, finite tensors
     of at most `room` bytes: a stranger can declare any size."""
     queue = [content]
     for value in queue:                                      # grows on the way
@@ -570,7 +580,7 @@ def load(path, kind, remake, lm=None):
         raise UserError(f"{path}: damaged, or no artifact of this project; make it again with: {remake}")
     found = content.get("kind"), content.get("format")
     if found != (kind, FORMAT):
-        raise UserError(f"{path}: kind and format {found}, not {(kind, FORMAT)}; make it again with: {remake}")
+        raise UserError(f"{path}: kind, format {found}, not {(kind, FORMAT)}; make it again with: {remake}")
     wrong = [key for key, form in FORMS.get(kind, {}).items() if not fits(content.get(key), form)]
     if wrong:
         raise UserError(f"{path}: no {wrong[0]} of the right type; make it again with: {remake}")
@@ -613,9 +623,10 @@ def load_encoder(out):
         encoder.fingerprint = art["lm"]
         row = encoder.tokenize([("a",) * (1 + art["pair"])])[0]
         long = {name: (ids * encoder.max_len)[:encoder.max_len] for name, ids in row.items()}
-        trial = pad([row, long], tokenizer.pad_token_id, torch.device("cpu"))      # with padding, at full length
+        trial = pad([row, long], tokenizer.pad_token_id, torch.device("cpu"))      # with padding, full length
         require(encoder.eval()(trial).isfinite().all())
-        require(art["pool"] in ("mean", "cls") and art["labels"] == sorted(set(map(str, art["labels"]))) and len(art["labels"]) > 1)
+        require(art["pool"] in ("mean", "cls") and len(art["labels"]) > 1)
+        require(art["labels"] == sorted(set(map(str, art["labels"]))))
     return encoder.eval().requires_grad_(False), art         # LM frozen: no gradient, no dropout
 
 def open_run(args):

@@ -21,8 +21,8 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from common import (REPORT, UserError, encode, fits, load, load_aligner, load_task, logits, make_parser, of_form, open_run,
-                    read_tsv, require, run, write_whole)
+from common import (REPORT, UserError, encode, fits, load, load_aligner, load_task, logits, make_parser,
+                    of_form, open_run, read_tsv, require, run, write_whole)
 
 BOOTSTRAP = 10_000     # resamples of the test items behind a 95% interval
 CHUNK = 1_024          # lines that --predict labels at once: constant memory, order kept
@@ -52,7 +52,7 @@ def load_heads(out, lang, encoder, info):
         raise UserError(f"{out}: {there if heads else 'no head in this run folder'}; make one with: {make}")
     for path, head in heads:
         with of_form(path, f"{make}, or delete it"):         # a trial: it may be a stranger's
-            require(head["labels"] == info["labels"], f"labels {head['labels']}, not embed.pt's {info['labels']}")
+            require(head["labels"] == info["labels"], f"labels {head['labels']}, not {info['labels']}")
             require(head["pair"] == info["pair"] and head["method"] in METHODS and head["arch"] in ARCHES)
             x, classes, seeds = torch.zeros(2, encoder.dim), len(info["labels"]), len(head["heads"]["weight"])
             require([*map(tuple, (head["heads"][k].shape for k in ("weight", "bias", "mean", "scale")))] ==
@@ -60,7 +60,8 @@ def load_heads(out, lang, encoder, info):
             out = logits_of(head, x)
             require(seeds and out.isfinite().all() and (head["n"] or 0) >= 0)
             require(not head["arch"] or load_aligner(head).map(x).isfinite().all())
-            require((head["method"] in ("langalign", "rev")) == bool(head["arch"] and fits(head["alignment"], REPORT)))
+            aligned = bool(head["arch"] and fits(head["alignment"], REPORT))
+            require(aligned == (head["method"] in ("langalign", "rev")))
             line_of(record_of(path.stem, [head], out.argmax(2), torch.zeros(2, dtype=torch.int64)), 0)
     heads = [(path, head) for path, head in heads if head["lang"] in (lang or head["lang"], "en")]
     return heads, [lang] if lang else langs
@@ -95,15 +96,15 @@ def record_of(name, heads, predicted, y):
     first, hits = heads[0], (predicted == y).double()
     label = re.sub(rf"^head-|-({first['lang']}|n\d+|rev)(?=-|$)", "", name).replace("-", " ")
     measured = [head["alignment"]["A"] for head in heads if first["arch"]]
-    return {**first["cost"], **{key: first[key] for key in ("method", "arch", "n")}, "head": name, "label": label,
-            "seeds": len(hits), "accuracy": hits.mean().item(),
+    return {**first["cost"], **{key: first[key] for key in ("method", "arch", "n")}, "head": name,
+            "label": label, "seeds": len(hits), "accuracy": hits.mean().item(),
             "accuracy_std": hits.mean(1).std(correction=0).item(),
             "macro_f1": float(np.mean([macro_f1(p, y, len(first["labels"])) for p in predicted])),
             **{key: float(np.mean([m[key] for m in measured])) for key in ("r2", "p1") if measured},
             "seconds": first["seconds"]}
 
 def check_leak(path, texts, info, lang, allow):
-    """UserError, with --allow-leak a warning, if texts of the file `path` are also training or translated rows
+    """UserError, or with `allow` a warning, if texts of the file `path` are also training or translated rows
     of `lang`, or English training rows: they would flatter every number."""
     leaks, wide = [], len(texts[0])
     for other in (Path(lang, "train.tsv"), Path(lang, "translated.tsv"), Path("en", "train.tsv")):
@@ -113,15 +114,16 @@ def check_leak(path, texts, info, lang, allow):
             found = set(texts) & {part for row in rows for part in (row[:wide], row[-wide:])}
             leaks += [f"{len(found)} in {file} ({sorted(found)[0][0][:30]!r})"] if found else []
     if leaks and not allow:
-        raise UserError(f"{path}: of its {len(texts)} rows {', '.join(leaks)}; delete them there and run step 1 "
-                        "to 3 again, or go on with --allow-leak")
+        raise UserError(f"{path}: of its {len(texts)} rows {', '.join(leaks)}; delete them there and run all "
+                        "steps again, or go on with --allow-leak")
     if leaks:
         print(f"warning: {path}: of its {len(texts)} rows {', '.join(leaks)}: they flatter the numbers")
 
 def evaluate(lang, heads, cache, info, args):
     """One record a variant on a split of `lang`, in the table's order; aligner seeds are pooled."""
     texts, y, _ = load_task(info["data"], info["task"], lang, args.split, info["labels"], info["pair"])
-    check_leak(Path(info["data"], info["task"], lang, f"{args.split}.tsv"), texts, info, lang, args.allow_leak)
+    path = Path(info["data"], info["task"], lang, f"{args.split}.tsv")
+    check_leak(path, texts, info, lang, args.allow_leak)
     x, groups = cache(texts, f"encode {args.split}"), {}
     for path, head in heads:
         groups.setdefault(re.sub(r"-seed\d+(?=-|$)", "", path.stem), []).append(head)
@@ -214,7 +216,7 @@ def main(argv=None):
         best = max(named, key=lambda item: (item[1]["method"] == "langalign", item[1]["lang"] != "en"))
         return predict(args.predict, *best, cache)
     if args.plot:
-        from data import plot                                # only here: the rest of eval.py needs common.py alone
+        from data import plot                                # only here: else common.py is enough
         plot.check(args.plot, args.lang, heads, args.out)
 
     print(f"eval | {machine} | {len(heads)} heads | languages {' '.join(langs)}", flush=True)

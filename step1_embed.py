@@ -21,8 +21,8 @@ import torch.nn.functional as F
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
-from common import (UserError, encode, load_pretrained, load_task, load_train_dev, make_parser, move, number, pad,
-                    pick_device, positive, ranks, run, save_encoder)
+from common import (UserError, encode, load_pretrained, load_task, load_train_dev, make_parser, move, number,
+                    pad, pick_device, positive, ranks, run, save_encoder)
 
 POOL_OF_BATCHES = 50   # batches whose rows are sorted by length together: little padding, still random order
 WARMUP = 0.06          # share of the steps with rising learning rate
@@ -50,8 +50,8 @@ def get_args(argv=None):
     p.add_argument("--batch", type=positive, default=32, help="texts a step (ours); less if memory runs out")
     args = p.parse_args(argv)
     if (args.train_on == "english") == bool(args.lang) or args.n and args.train_on != "translated":
-        raise UserError("--lang goes with --train-on native or translated and they with it, --n with translated"
-                        ", for example: python step1_embed.py --train-on native --lang ko")
+        raise UserError("--lang goes with --train-on native or translated and they with it, --n with the "
+                        "last, for example: python step1_embed.py --train-on native --lang ko")
     return args
 
 class Classifier(nn.Module):

@@ -54,7 +54,7 @@ def get_args(argv=None):
                    "what bad translation does; held-out pairs stay clean")
     args = p.parse_args(argv)
     if args.arch not in DEPTH and (args.plain or any((args.depth, args.hidden, args.dropout is not None))):
-        raise UserError(f"--depth, --hidden, --dropout and --plain are of fc and ae, not of {args.arch}; leave "
+        raise UserError(f"--depth, --hidden, --dropout, --plain are of fc and ae, not of {args.arch}: leave "
                         "them out")
     return args
 
@@ -89,9 +89,9 @@ def closed_form(arch, x, y, held_x, held_y):
     errors = [F.mse_loss(held_x @ w, held_y).item() for w in maps]
     return maps[max(i for i, error in enumerate(errors) if error <= TOLERANCE * min(errors))]
 
-def eq1(aligner, x, y):
-    """Eq. 1: the mean squared error between A(e(d_en)) and e(T(d_en)), x and y (B, D)."""
-    return F.mse_loss(aligner(x), y)
+def eq1(predicted, y):
+    """Eq. 1: the mean squared error between A(e(d_en)) and e(T(d_en)), both (B, D)."""
+    return F.mse_loss(predicted, y)
 
 def train(aligner, x, y, held_x, held_y, args, device):
     """Minimise Eq. 1 over the pairs x, y (N, D): W as a whole, f in epochs, of which the one of best held-out
@@ -106,6 +106,7 @@ def train(aligner, x, y, held_x, held_y, args, device):
         nn.init.zeros_(aligner.f[-1].weight), nn.init.zeros_(aligner.f[-1].bias)       # f starts at zero
     aligner.to(device)
     x, y, steps = x.to(device), y.to(device), -(-len(x) // BATCH)
+    left = torch.cat([b - aligner.affine(a) for a, b in zip(x.split(8_192), y.split(8_192))])      # (N, D)
     optimizer = torch.optim.AdamW(aligner.f.parameters(), lr=LR, weight_decay=WEIGHT_DECAY, fused=True)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps * EPOCHS)
     generator = torch.Generator().manual_seed(args.seed)
@@ -114,7 +115,7 @@ def train(aligner, x, y, held_x, held_y, args, device):
     for epoch in bar:
         aligner.train()
         for index in torch.randperm(len(x), generator=generator).to(device).split(BATCH):
-            loss = eq1(aligner, x[index], y[index])
+            loss = eq1(aligner.residual(x[index]), left[index])        # W's part is off both
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             optimizer.step()
@@ -149,7 +150,7 @@ def domain_gap(pairs, task):
 
 def report(predicted, x, y, mean, gaps):
     """Print the held-out table of A's output (N, D) and its warnings; returns the numbers.
-    mean (D,) of the training targets; gaps: domain gaps to the task of the English and of the translations."""
+    mean (D,) of the training targets; gaps: of the English and the translations to the task."""
     rows = {"A": measure(predicted, y, mean), "identity": measure(x, y, mean),
             "mean": measure(mean.expand_as(y), y, mean)}
     print(f"{len(y):5d} held-out pairs       MSE   cosine      R^2      P@1   P@1 back")
@@ -160,12 +161,12 @@ def report(predicted, x, y, mean, gaps):
     print(f"  A's outputs have {spread:.2f} of the targets' variance; domain gap of pairs to task {gap:.2f}")
     (r2, cosine, p1), same = (rows["A"][key] for key in ("r2", "cosine", "p1")), rows["identity"]["cosine"]
     for fired, what in (                                     # `not`: what is nan fires, too
-            (not spread >= WARN_COLLAPSE, f"A collapsed, its outputs have {spread:.3f} of the targets' variance"),
-            (not r2 >= WARN_R2, f"A is no better than the mean, R^2 {r2:.3f}: do the columns belong together?"),
-            (p1 < max(WARN_P1, 2 / len(y)), f"P@1 is {p1:.1%}, chance: are text and translation on one row? A "
-             "translated.tsv shifted by a row looks like this"),
-            (gap_target < SWAPPED * gap, f"the translations are nearer to the task's English, gap {gap_target:.2f}, than "
-             f"the English is, {gap:.2f}: are the columns swapped?"),
+            (not spread >= WARN_COLLAPSE, f"A collapsed, its outputs have {spread:.3f} of targets' variance"),
+            (not r2 >= WARN_R2, f"A is no better than the mean, R^2 {r2:.3f}: do columns belong together?"),
+            (p1 < max(WARN_P1, 2 / len(y)), f"P@1 is {p1:.1%}, chance: are text and translation on one row? "
+             "A translated.tsv shifted by a row looks like this"),
+            (gap_target < SWAPPED * gap, f"the translations are nearer to the task's English, gap "
+             f"{gap_target:.2f}, than the English, {gap:.2f}: are the columns swapped?"),
             (not cosine > same, f"A is no better than identity, cosine {cosine:.3f} to {same:.3f}"),
             (gap > WARN_GAP, f"the pairs are far from the task's text, domain gap {gap:.2f}: less gain")):
         if fired:

@@ -62,7 +62,8 @@ def draw_gains(records):
            for value, y in ((low, 364), (high, 34))]
     for k, r in enumerate(sorted(level, key=height)):
         svg += [element("path", d=f"M430 {height(r)} H770", stroke=GREY, stroke_dasharray=4),
-                element("text", f"{r['method']} {r['accuracy']:.1%}", x=774, y=height(r) - 4 + 14 * k, fill=GREY)]
+                element("text", f"{r['method']} {r['accuracy']:.1%}", x=774, y=height(r) - 4 + 14 * k,
+                        fill=GREY)]
     slot = 340 / len(sizes)
     svg += [element("text", f"n={n:,}", x=430 + slot * (i + 0.5), y=380, fill=GREY, text_anchor="middle")
             for i, n in enumerate(sizes)]
@@ -70,7 +71,8 @@ def draw_gains(records):
             for k, kind in enumerate(kinds)]
     for r in shown:
         k = kinds.index(r["label"])
-        x, color = round(430 + slot * (sizes.index(r["n"]) + (k + 1) / (len(kinds) + 1))), COLORS[k % len(COLORS)]
+        x = round(430 + slot * (sizes.index(r["n"]) + (k + 1) / (len(kinds) + 1)))
+        color = COLORS[k % len(COLORS)]
         ends = f"M{x} {height(r, '_low')} V{height(r, '_high')}"
         svg += [element("path", d=ends, stroke=color, stroke_width=2),
                 element("circle", cx=x, cy=height(r), r=4, fill=color)]

@@ -1,4 +1,4 @@
-"""Two processes on the CPU, as torchrun starts them (gloo): the same embeddings and gradients as one, no hang."""
+"""Two processes on the CPU, as torchrun starts them (gloo): embeddings and gradients as of one, no hang."""
 import json
 import os
 import shutil
@@ -70,7 +70,8 @@ def world(tiny, tmp_path_factory):
     said = {}
     for count in (1, 2):
         step1((model, tiny[1]), base / f"out{count}")
-        said[count] = launch(count, base / "run.py", model, tiny[1], base / f"grads{count}", base / f"out{count}")
+        said[count] = launch(count, base / "run.py", model, tiny[1], base / f"grads{count}",
+                             base / f"out{count}")
         assert [code for code, *_ in said[count]] == [0] * count, said[count]
     return base, said
 
@@ -113,7 +114,7 @@ def test_embeddings_of_two_processes_equal_one(world):
     assert tables[0].keys() == tables[1].keys() and len(tables[0]) > 200
     assert max((tables[0][key] - tables[1][key]).abs().max() for key in tables[0]) < 1e-5
     alone = encode(encoder, [(" ".join(WORDS[:k]),) for k in (3, 9)], torch.device("cpu"))
-    assert alone.norm(dim=1).min() > 0.1                                # not the zeros of the other rank's rows
+    assert alone.norm(dim=1).min() > 0.1                              # not the zeros of the other rank's rows
 
 
 def test_a_process_that_dies_ends_the_run(tiny, tmp_path):

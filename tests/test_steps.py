@@ -107,7 +107,7 @@ def test_eq1_by_hand():
     aligner = Aligner("linear", 2)
     aligner.W, aligner.mean_y = torch.tensor([[1.0, 0.0], [0.0, 2.0]]), torch.tensor([1.0, 0.0])
     x, y = torch.tensor([[1.0, 1.0], [0.0, 2.0]]), torch.tensor([[0.0, 2.0], [1.0, 0.0]])
-    assert step2_align.eq1(aligner, x, y).item() == (4 + 0 + 0 + 16) / 4           # A(x) = (2, 2), (1, 4)
+    assert step2_align.eq1(aligner(x), y).item() == (4 + 0 + 0 + 16) / 4           # A(x) = (2, 2), (1, 4)
 
 
 def test_report_numbers_by_hand():

@@ -8,6 +8,7 @@ from conftest import ROOT
 from transformers import AutoModel, AutoTokenizer
 
 import common
+from eval import logits_of
 
 TASKS, LANGS = ("sentiment", "nli"), ("en", "ko", "ja", "zh", "sw")
 
@@ -102,3 +103,23 @@ def test_alignment_beats_identity_on_held_out_pairs(chain):
         assert a["cosine"] > identity["cosine"] and a["mse"] < min(identity["mse"], mean["mse"]), path
         assert a["p1"] > 0.9 * identity["p1"] and mean["r2"] == pytest.approx(0, abs=1e-6)
         assert a["r2"] > (0.1 if "shift" not in path.name else 0)
+
+
+def test_threads_and_batch_budget_change_no_prediction(chain, toy_world):
+    """fp32: embeddings within 1e-5 whatever the number of threads and the batches' size, and the same labels."""
+    encoder, info = common.load_encoder(chain)
+    heads = [common.load(path, "head", "") for path in chain.glob("head-langalign-ko-*.pt")]
+    texts, _, _ = common.load_task(toy_world, "sentiment", "ko", "test", info["labels"])
+    threads, found = torch.get_num_threads(), []
+    try:
+        for count, budget in ((threads, None), (1, None), (threads + 1, 200), (2, 8_192)):
+            torch.set_num_threads(count)
+            x = common.encode(encoder, texts, torch.device("cpu"), budget)
+            found.append((x, [logits_of(head, x).argmax(2) for head in heads]))
+    finally:
+        torch.set_num_threads(threads)
+    (first, said), *others = found
+    assert len(texts) == 2000 and len(said) > 2
+    for x, labels in others:
+        assert (x - first).abs().max() < 1e-5
+        assert all(torch.equal(a, b) for a, b in zip(labels, said))
