@@ -76,9 +76,10 @@ def train_heads(x, y, classes, seeds, l2, device):
     for epoch in tqdm(range(epochs), desc="heads", unit="epoch", delay=2, leave=False):
         order = torch.stack([torch.randperm(len(x), generator=g) for g in generators]).to(device)    # (S, N)
         for index in order.split(BATCH, dim=1):                                                      # (S, B)
-            rows = x.index_select(0, index.flatten()).view(*index.shape, -1)                      # (S, B, D)
+            flat = index.flatten()                                                               # (S B,)
+            rows = x.index_select(0, flat).view(*index.shape, -1)                                # (S, B, D)
             out = (weight @ rows.mT).mT + bias               # (S, B, C): faster than x @ w
-            loss = F.cross_entropy(out.flatten(0, 1), y[index].flatten()) * len(seeds)   # the seeds' sum
+            loss = F.cross_entropy(out.flatten(0, 1), y.index_select(0, flat)) * len(seeds)   # the seeds' sum
             loss = loss + l2 * weight.square().sum()
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
