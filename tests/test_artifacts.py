@@ -32,7 +32,7 @@ from conftest import TARGET, go, script, step1
 import common
 from common import UserError
 
-MUTATIONS = int(os.environ.get("MUTATIONS", 240))
+MUTATIONS = int(os.environ.get("MUTATIONS", 80))
 SECONDS = 10                        # longer is a hang
 MEBIBYTES = 200                     # more than before is too much: the good files take a tenth of it
 ADDRESSES = 4 << 30                 # bytes of address space more than before: a guard for the machine

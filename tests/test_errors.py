@@ -80,7 +80,7 @@ def test_step1_names_what_is_wrong_with_data_and_model(tiny, tmp_path):
     refuse(step1_embed.main, "--model", tmp_path / "hollow", "--data", data, "--task", "mood", *out, match="hollow")
     rows = [["good", "a film"], ["bad", "the film"]]
     for content, match in (([["good", "x"], ["good", "y"]], "labels are \\['good'\\]"),
-                           ([["", "x"], ["good", "y"]], "none of them empty")):
+                           ([["", "x"], ["good", "y"]], "none empty")):
         write(tmp_path / "d" / "t" / "en" / "train.tsv", ["label", "text"], content)
         refuse(step1_embed.main, "--model", model, "--data", tmp_path / "d", "--task", "t", *out, match=match)
     write(tmp_path / "d" / "t" / "en" / "train.tsv", ["label", "text"], rows * 9)
