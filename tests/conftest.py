@@ -6,7 +6,6 @@ import shlex
 import shutil
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 
 import pytest
@@ -19,6 +18,7 @@ import eval as evaluation  # noqa: E402
 import step1_embed  # noqa: E402
 import step2_align  # noqa: E402
 import step3_head  # noqa: E402
+import toy  # noqa: E402
 
 SCRIPTS = {"step1_embed.py": step1_embed, "step2_align.py": step2_align, "step3_head.py": step3_head,
            "eval.py": evaluation}
@@ -138,29 +138,11 @@ def sweep(swept, tmp_path, monkeypatch):
     return shutil.copytree(swept, tmp_path / "sweep")
 
 
-def pytest_collection_finish(session):
-    """Build the toy world beside the tests that do not need it, if a test does: it takes a fifth of the time."""
-    if any("toy_world" in getattr(item, "fixturenames", ()) for item in session.items):
-        out = Path(tempfile.mkdtemp()) / "toy"
-        session.config.toy = out, subprocess.Popen(
-            [sys.executable, ROOT / "data" / "toy.py", "--out", out, "--rows", "6000", "--steps", "1200"],
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-
-
-def pytest_sessionfinish(session):
-    out, process = getattr(session.config, "toy", (None, None))
-    if process:
-        process.kill()
-        process.wait()
-        shutil.rmtree(out.parent)
-
-
 @pytest.fixture(scope="session")
-def toy_world(request):
+def toy_world(tmp_path_factory):
     """data/toy.py's world, smaller than its default."""
-    out, process = request.config.toy
-    said, _ = process.communicate()
-    assert process.returncode == 0, said
+    out = tmp_path_factory.mktemp("toy") / "toy"
+    toy.main(["--out", str(out), "--rows", "6000", "--steps", "1200"])
     return out
 
 
