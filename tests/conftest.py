@@ -142,7 +142,7 @@ def sweep(swept, tmp_path, monkeypatch):
 def toy_world(tmp_path_factory):
     """data/toy.py's world, smaller than its default."""
     out = tmp_path_factory.mktemp("toy") / "toy"
-    toy.main(["--out", str(out), "--rows", "6000", "--steps", "1200"])
+    toy.main(["--out", str(out), "--rows", "6000", "--steps", "1000"])
     return out
 
 

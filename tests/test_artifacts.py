@@ -517,9 +517,10 @@ def test_a_strangers_content_of_wrong_form_is_refused(place, good, kind, number)
         identify(art)
         follow(place, art["lm"])
     sign(file_of(place, kind), art)
-    first, second = [judge(reader, place) for reader in (*READERS[kind], READERS[kind][0])[:2]]
-    assert first[0] == "refused", "taken for good"
-    assert second[0] == "refused" or same(second[1], good[READERS[kind][1]])
+    assert judge(READERS[kind][0], place)[0] == "refused", "taken for good"
+    if number % 4 == 0 and len(READERS[kind]) > 1:           # of every fourth: time
+        status, found = judge(READERS[kind][1], place)
+        assert status == "refused" or same(found, good[READERS[kind][1]])
 
 
 HARMLESS = {

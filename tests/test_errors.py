@@ -150,8 +150,7 @@ def test_aligner_of_another_form_is_refused(ready):
 
 
 def test_exit_status_is_2_with_one_line_and_no_traceback(ready):
-    for args in (["step2_align.py", "--lang", "zz"], ["step3_head.py", "--lang", "xx", "--n", "nine"],
-                 ["eval.py", "--predict", "missing.txt"], ["step1_embed.py", "--data", "missing"]):
+    for args in (["step3_head.py", "--lang", "xx", "--n", "nine"], ["eval.py", "--predict", "missing.txt"]):
         done = script(args[0], *args[1:], "--out", ready)
         assert done.returncode == 2 and done.stderr.startswith("error: ")
         assert len(done.stderr.splitlines()) == 1 and "Traceback" not in done.stderr and done.stdout == ""

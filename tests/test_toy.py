@@ -119,7 +119,7 @@ def test_threads_and_batch_budget_change_no_prediction(chain, toy_world):
     finally:
         torch.set_num_threads(threads)
     (first, said), *others = found
-    assert len(texts) >= 600 and len(said) > 2
+    assert len(texts) >= 600 and len(said) > 1
     for x, labels in others:
         assert (x - first).abs().max() < 1e-5
         assert all(torch.equal(a, b) for a, b in zip(labels, said))
