@@ -106,7 +106,7 @@ def train(aligner, x, y, held_x, held_y, args, device):
         nn.init.zeros_(aligner.f[-1].weight), nn.init.zeros_(aligner.f[-1].bias)       # f starts at zero
     aligner.to(device)
     x, y, steps = x.to(device), y.to(device), -(-len(x) // BATCH)
-    left = y.clone()                                                               # (N, D): what W leaves to f
+    left = y.clone()                                         # (N, D): what W leaves to f
     for part, rows in zip(left.split(8_192), x.split(8_192)):
         part -= aligner.affine(rows)
     optimizer = torch.optim.AdamW(aligner.f.parameters(), lr=LR, weight_decay=WEIGHT_DECAY, fused=True)
