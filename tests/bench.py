@@ -1,7 +1,7 @@
 """Benchmark of LangAlign (arXiv 2503.18603): time and memory, beside the peers that are installed. No test.
 
     python tests/bench.py                                        # every part, on runs/embed.pt: half an hour
-    python tests/bench.py --quick --only encode,memory           # smaller; all four parts in under 5 minutes
+    python tests/bench.py --quick --only encode,memory           # smaller: a look, not a measurement
     python tests/bench.py --peer --lang ko --out runs/nli        # accuracy beside a peer library's own recipe
 
 Reads   <out>/embed.pt of step 1 and the data it names. Parts steps23 and memory need neither: they run steps
