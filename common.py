@@ -13,7 +13,6 @@ import functools
 import hashlib
 import os
 import pickletools
-import re
 import sys
 import tempfile
 import time
@@ -29,10 +28,11 @@ import transformers
 from tqdm import tqdm
 from transformers import AutoConfig, AutoModel, AutoTokenizer
 
-FORMAT = 3             # of every .pt written here; raise it when a reader of the old form would misread
+FORMAT = 4             # of every .pt written here; raise it when a reader of the old form would misread
 SHUFFLE_SEED = 2503    # of the order whose prefixes are the n pairs; not --seed, so 5000 is inside 20000
 DEFAULT_N = 20_000     # translated pairs; the paper uses 5K to 50K
 HELD_OUT = 0.1         # share of the pairs held out in step 2, and of train where there is no dev.tsv
+RANK, WORLD = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))     # set by torchrun
 STALE = 3_600          # seconds after which a temporary file is a killed run's
 SHARD = 5_000          # rows a cache file holds: the most that a killed run can lose
 BATCH_TOKENS = {"cpu": 1_024, "cuda": 65_536, "mps": 16_384}     # of an encoding batch, with padding
@@ -77,7 +77,7 @@ def run(main):
     """Call `main()`. A UserError becomes one line on stderr and exit status 2, Ctrl-C one line and 130."""
     try:
         main()
-        if ranks()[1] > 1:
+        if WORLD > 1:
             dist.destroy_process_group()
     except UserError as err:
         print("error:", *str(err).splitlines(), file=sys.stderr)
@@ -98,35 +98,23 @@ def pick_device(args):
         torch.zeros(1, device=device)
     except (RuntimeError, AssertionError) as err:
         raise UserError(f"--device {name}: {str(err).splitlines()[0]}; leave the flag out")
-    join_ranks(device)
+    if WORLD > 1 and not dist.is_initialized():
+        join_ranks(device)
     has = getattr(torch.cpu, "get_capabilities", dict)()
     native = device.type == "cpu" and (has.get("avx512_bf16") or has.get("amx_bf16")) or \
         device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
     auto = torch.bfloat16 if native else torch.float16 if device.type == "cuda" else None
     dtype = {"auto": auto, "off": None, "bf16": torch.bfloat16, "fp16": torch.float16}[args.amp]
     why = f"--amp {args.amp}" if args.amp != "auto" else "native" if native else "no native bf16"
-    times = f"{ranks()[1]} x " if ranks()[1] > 1 else ""
-    return device, dtype, f"{times}{device} {str(dtype or torch.float32)[6:]} ({why})"
-
-# Several processes: `torchrun --nproc_per_node=N step1_embed.py ...` starts N ranks of a script
-def ranks():
-    """(rank of this process, number of them): (0, 1) without torchrun."""
-    there = dist.is_available() and dist.is_initialized()
-    return (dist.get_rank(), dist.get_world_size()) if there else (0, 1)
-
-def wait():
-    """Return when all ranks have come here."""
-    if ranks()[1] > 1:
-        dist.barrier()
+    where = device if WORLD == 1 else f"{WORLD} x {device}"
+    return device, dtype, f"{where} {str(dtype or torch.float32)[6:]} ({why})"
 
 def join_ranks(device):
     """Under torchrun: meet the other ranks, nccl on CUDA, gloo elsewhere. Only rank 0 prints and writes."""
-    if "LOCAL_RANK" not in os.environ or dist.is_initialized():
-        return
     if device.type == "cuda":
         torch.cuda.set_device(device)
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
-    if ranks()[0]:
+    if RANK:
         sys.stdout = open(os.devnull, "w")
         tqdm.__init__ = functools.partialmethod(tqdm.__init__, disable=True)
 
@@ -190,12 +178,11 @@ def load_task(root, task, lang, split, labels=None, pair=None):
     columns, rows = read_tsv(path, ("label", "text"), ("text_b",))
     if pair not in (None, "text_b" in columns):
         raise UserError(f"{path}:1: {'no' if pair else 'a'} column text_b, other than English train.tsv")
-    names = [row[0] for row in rows]
-    labels = labels or sorted(set(names))
-    if len(labels) < 2 or "" in labels:
-        line = f":{names.index('') + 2}" if "" in names else ""
-        raise UserError(f"{path}{line}: the labels are {labels}; a task needs two or more, none empty")
-    return [row[1:] for row in rows], label_ids(path, names, labels), labels
+    labels = labels or sorted({row[0] for row in rows} - {""})
+    y = label_ids(path, [row[0] for row in rows], labels)
+    if len(labels) < 2:
+        raise UserError(f"{path}: the labels are {labels}; a task needs two or more")
+    return [row[1:] for row in rows], y, labels
 
 def fixed_order(count):
     """The one shuffle of range(count): its first n are the n pairs, so that n=5000 is a subset of n=20000."""
@@ -325,15 +312,15 @@ def encode(encoder, texts, device, budget=None, progress="encode"):
     """Texts -> (N, D) fp32 on the CPU, in input order. budget: tokens in a batch, default BATCH_TOKENS.
     Under torchrun every rank tokenizes and encodes its share of the texts and gets all rows."""
     encoder.eval()
-    out, (rank, world) = torch.zeros(len(texts), encoder.dim, device=device), ranks()
-    rows, mine = encoder.tokenize(texts[rank::world]), torch.arange(rank, len(texts), world)
+    out, mine = torch.zeros(len(texts), encoder.dim, device=device), torch.arange(RANK, len(texts), WORLD)
+    rows = encoder.tokenize(texts[RANK::WORLD])
     cut = batches([len(row["input_ids"]) for row in rows], budget or BATCH_TOKENS[device.type])
     with tqdm(total=len(rows), desc=progress, unit="row", delay=2, leave=False) as bar:
         for index in cut:
             batch = pad([rows[i] for i in index], encoder.tokenizer.pad_token_id, device)
             out[move(mine[index], device)] = encoder(batch)
             bar.update(len(index))
-    if world > 1:
+    if WORLD > 1:
         dist.all_reduce(out)                                 # a row is 0 on all ranks but one
     return out.cpu()
 
@@ -349,28 +336,29 @@ class Cache:
         self.encoder, self.device = encoder, device
         self.folder = Path(out, "cache", f"{encoder.fingerprint[:16]}-{str(encoder.lm.dtype)[6:]}")
         self.encoded = 0                                     # texts that this process had to encode
-        self.shards, self.where = [], {}                     # paths; digest of a text -> (shard, row)
+        self.shards, self.where = [], {}                     # files; digest of a text -> (shard, row)
         self.pace = []                                       # seconds a row, of each shard
         for path in sorted(self.folder.glob("*.pt")):
             self._add(path)
 
     def _load(self, path):
-        return load(path, "cache", f"rm {path}", self.encoder.fingerprint)
+        def build(art):
+            keys = art["keys"].numpy().tobytes()             # 16 bytes a row
+            require(art["embeddings"].shape == (len(keys) / 16, self.encoder.dim))
+            return keys, art["embeddings"], art["seconds"] / len(art["embeddings"])
+        return load(path, "cache", f"rm {path}", self.encoder.fingerprint, build)
 
     def _add(self, path):
-        shard = self._load(path)
-        with of_form(path, f"rm {path}"):
-            keys = shard["keys"].numpy().tobytes()           # 16 bytes a row
-            require(shard["embeddings"].shape == (len(keys) / 16, self.encoder.dim))
-            self.pace.append(shard["seconds"] / len(shard["embeddings"]))
+        keys, _, pace = self._load(path)
         self.where |= {keys[16 * i:16 * i + 16]: (len(self.shards), i) for i in range(len(keys) // 16)}
         self.shards.append(path)
+        self.pace.append(pace)
 
     def __call__(self, texts, progress="encode"):
         """Texts -> (N, D) fp32. Sets `seconds`: what encoding them costs, in this run or an earlier one."""
         keys = [hashlib.blake2b("\t".join(text).encode(), digest_size=16).digest() for text in texts]
         todo = list({key: text for key, text in zip(keys, texts) if key not in self.where}.items())
-        size = SHARD * ranks()[1]
+        size = SHARD * WORLD
         for start in range(0, len(todo), size):              # a fixed cut: a killed run goes on alike
             part = todo[start:start + size]
             label = f"{progress} {start // size + 1}/{-(-len(todo) // size)}"
@@ -390,7 +378,7 @@ class Cache:
         out = torch.empty(len(texts), self.encoder.dim)
         for shard in np.unique(places[:, 0]):
             mine = np.flatnonzero(places[:, 0] == shard)
-            out[mine] = self._load(self.shards[shard])["embeddings"][places[mine, 1]]
+            out[mine] = self._load(self.shards[shard])[1][places[mine, 1]]
         return out
 
 # A: the aligner
@@ -442,29 +430,32 @@ class Aligner(nn.Module):
         self.eval()
         return torch.cat([self(block.to(self.mean_x.device)).cpu() for block in x.split(rows)])
 
-def load_aligner(art):
-    """Aligner from an artifact's "aligner" (its config) and "state"; raises if the two do not fit."""
+def load_aligner(art, dim):
+    """Aligner from an artifact's "aligner" (its config) and "state"; raises unless they fit each other and
+    embeddings of width `dim`."""
     require((art["aligner"]["depth"] or 0) <= len(art["state"]), "more layers than weights")
     with torch.device("meta"):                               # it may declare any size
         aligner = Aligner(**art["aligner"])
     aligner.load_state_dict(art["state"], assign=True)
-    return aligner.float().requires_grad_(False).eval()
+    require(aligner.map(torch.zeros(1, dim)).isfinite().all())
+    require(art["arch"] == aligner.config["arch"] and art["n"] > 0)
+    return aligner.float().requires_grad_(False)
 
 def logits(heads, x):
     """x (N, D) or (S, B, D) through S linear heads on standardised inputs: (S, N or B, C). See step 3."""
-    return (x - heads["mean"]) / heads["scale"] @ heads["weight"] + heads["bias"]
+    return (x - heads["mean"]) / heads["scale"] @ heads["weight"].mT + heads["bias"]
 
 # Artifacts: plain dicts of tensors, numbers and strings
-NUMBER, COST = (int, float), dict(sentences=int, characters=int)
+NUMBER, NONE, COST = (int, float), type(None), dict(sentences=int, characters=int)
 REPORT = dict(A=dict(r2=NUMBER, p1=NUMBER), held_out=int)
-MADE = ("collections OrderedDict", "torch._utils _rebuild_tensor_v2")          # besides storages
-FORMS = {"embed": dict(lm=str, state=dict, files=dict, pool=str, max_len=int, data=str, task=str, labels=list,
-                       pair=bool),                           # what a reader takes from it
-         "cache": dict(lm=str, keys=torch.Tensor, embeddings=torch.Tensor, seconds=NUMBER),
-         "align": dict(lm=str, lang=str, arch=str, n=int, reverse=bool, aligner=dict, state=dict,
-                       report=REPORT, seconds=dict(encode=NUMBER, align=NUMBER), cost=COST),
-         "head": dict(lm=str, lang=str, method=str, n=(int, type(None)), labels=list, pair=bool, heads=dict,
-                      seconds=dict(encode=NUMBER, align=NUMBER, head=NUMBER), cost=COST)}
+FORMS = {                                                    # what a reader takes from each kind
+    "embed": dict(lm=str, state=dict, files=dict, pool=str, max_len=int, data=str, task=str, labels=list,
+                  pair=bool),
+    "cache": dict(lm=str, keys=torch.Tensor, embeddings=torch.Tensor, seconds=NUMBER),
+    "align": dict(lm=str, lang=str, arch=str, n=int, reverse=bool, aligner=dict, state=dict, report=REPORT,
+                  seconds=dict(encode=NUMBER, align=NUMBER), cost=COST),
+    "head": dict(lm=str, lang=str, method=str, n=(int, NONE), labels=list, pair=bool, heads=dict, cost=COST,
+                 seconds=dict(encode=NUMBER, align=NUMBER, head=NUMBER))}
 
 def digest(value):
     """Hex digest of nested dicts and lists of tensors, numbers and strings: same content, same digest."""
@@ -490,18 +481,24 @@ def save(path, kind, args=None, **content):
     content["digest"] = digest(content)
     write_whole(path, lambda file: torch.save(content, file))
 
+def wait():
+    """Return when all ranks have come here."""
+    if WORLD > 1:
+        dist.barrier()
+
 def write_whole(path, write):
-    """Call write(binary file) on a temporary file beside `path`, then rename it to `path`."""
+    """Call write(binary file) on a temporary file beside `path`, then rename it to `path`. Under torchrun all
+    ranks wait until rank 0 has."""
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")     # containers share process ids
     try:
-        if ranks()[0]:
+        wait()
+        if RANK:
             return
         path.parent.mkdir(parents=True, exist_ok=True)
-        for old in path.parent.glob(f".{path.name}.*"):      # of a killed run, if nobody wrote for so long
-            with contextlib.suppress(FileNotFoundError):     # another process's, done meanwhile
-                if time.time() - old.stat().st_mtime > STALE:
-                    old.unlink()
+        for old in path.parent.glob(f".{path.name}.*"):
+            if time.time() - old.stat().st_mtime > STALE:
+                old.unlink(missing_ok=True)                  # of a killed run
         with open(temporary, "wb") as file:
             write(file)
             file.flush()
@@ -516,16 +513,21 @@ def write_whole(path, write):
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
-        wait()                                               # then all may read it
+        wait()
+
+def require(fine, words="a value of another type, shape or size"):
+    if not fine:
+        raise UserError(words)
 
 def check_file(path):
     """Raise unless a .pt file is stored uncompressed and asks its reader for nothing but tensors."""
     with zipfile.ZipFile(path) as parts:
         require(not any(part.compress_type for part in parts.infolist()))
         pickles = [parts.read(name) for name in parts.namelist() if name.endswith(".pkl")]
-    codes = (code for pickle in pickles for code in pickletools.genops(pickle))
-    made = {what for code, what, _ in codes if code.name == "GLOBAL"}
-    require(all(name in MADE or re.fullmatch(r"torch \w+Storage", name) for name in made))
+    codes = [code for pickle in pickles for code in pickletools.genops(pickle)]
+    for made in {made for code, made, _ in codes if code.name == "GLOBAL"}:
+        require(made in ("collections OrderedDict", "torch._utils _rebuild_tensor_v2")
+                or made.startswith("torch ") and made.endswith("Storage"))
 
 def check_plain(content, room):
     """Raise unless `content` is what `save` writes: nested dicts and lists of text, numbers, finite tensors
@@ -547,46 +549,30 @@ def fits(value, form):
         return isinstance(value, dict) and all(fits(value.get(key), part) for key, part in form.items())
     return isinstance(value, form)
 
-def require(fine, words="a value of another type, shape or size"):
-    if not fine:
-        raise ValueError(words)
-
-@contextlib.contextmanager
-def of_form(path, remake):
-    """Whatever goes wrong inside is the fault of the artifact at `path`: a UserError that says so."""
-    try:
-        yield
-    except UserError:
-        raise
-    except Exception as err:
-        why = f"{type(err).__name__} {err}".splitlines()[0][:150]
-        raise UserError(f"{path}: not of the form that is written here ({why}); make it again with: {remake}")
-
-def load(path, kind, remake, lm=None):
+def load(path, kind, remake, lm=None, build=None):
     """Read an artifact, checked: whole, of this kind, and made with the LM of fingerprint `lm` if given.
 
-    `remake` is the command that makes it, named in the UserError. Nothing in the file is executed.
+    Returns its content, or what `build` makes of it. Whatever goes wrong is a UserError that names `remake`,
+    the command that makes the artifact. Nothing in the file is executed.
     """
-    if not Path(path).is_file():
-        raise UserError(f"{path}: no such artifact; make it with: {remake}")
+    path = Path(path)
     try:
+        require(path.is_file(), "no such artifact")
         check_file(path)
         content = dict(torch.load(path, map_location="cpu", weights_only=True, mmap=True))
-        check_plain(content, Path(path).stat().st_size)
-        whole = fits(content, dict(kind=str, format=int)) and content.pop("digest") == digest(content)
-    except Exception:                                        # zip, pickle and tensor readers raise their own
-        whole = False
-    if not whole:
-        raise UserError(f"{path}: damaged, or no artifact of this project; make it again with: {remake}")
-    found = content.get("kind"), content.get("format")
-    if found != (kind, FORMAT):
-        raise UserError(f"{path}: kind, format {found}, not {(kind, FORMAT)}; make it again with: {remake}")
-    wrong = [key for key, form in FORMS.get(kind, {}).items() if not fits(content.get(key), form)]
-    if wrong:
-        raise UserError(f"{path}: no {wrong[0]} of the right type; make it again with: {remake}")
-    if lm and content["lm"] != lm:
-        raise UserError(f"{path}: made with another LM than embed.pt beside it; make it again with: {remake}")
-    return content
+        check_plain(content, path.stat().st_size)
+        require(content.pop("digest") == digest(content), "damaged, its digest does not fit")
+        found = content["kind"], content["format"]
+        require(found == (kind, FORMAT), f"kind, format {found}, not {(kind, FORMAT)}")
+        wrong = [key for key, form in FORMS.get(kind, {}).items() if not fits(content.get(key), form)]
+        require(not wrong, f"no {' '.join(wrong)} of the right type")
+        require(lm in (None, content["lm"]), "made with another LM than embed.pt beside it")
+        return build(content) if build else content
+    except UserError as err:
+        why = str(err)
+    except Exception as err:                                 # zip, pickle and tensor readers raise their own
+        why = f"damaged, or no artifact of this project ({type(err).__name__} {err})"
+    raise UserError(f"{path}: {why.splitlines()[0][:200]}; make it with: {remake}")
 
 def save_encoder(path, encoder, args, **content):
     """Write embed.pt: LM weights, config and tokenizer, enough to go on offline. Sets the fingerprint."""
@@ -601,33 +587,32 @@ def save_encoder(path, encoder, args, **content):
     save(path, "embed", args, lm=encoder.fingerprint, **identity, **content)
 
 @torch.no_grad()
-def load_encoder(out):
-    """(Encoder, frozen; the artifact: data, task, labels, pair, ...) from a run folder's embed.pt."""
-    path, remake = Path(out, "embed.pt"), f"python step1_embed.py --out {out}"
-    art = load(path, "embed", remake)
+def build_encoder(art):
+    """(Encoder, frozen; the artifact less its weights) of the content of an embed.pt, maybe a stranger's."""
     transformers.logging.set_verbosity_error()
-    with of_form(path, remake):
-        with tempfile.TemporaryDirectory() as folder:
-            for file, content in art["files"].items():
-                Path(folder, Path(file).name).write_bytes(content.numpy().tobytes())
-            tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-            config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-        require(getattr(config, "num_hidden_layers", 0) <= len(art["state"]), "more layers than weights")
-        with torch.device("meta"):                           # it may declare any size
-            lm = AutoModel.from_config(config, trust_remote_code=False)
-        declared = Encoder(lm, tokenizer, "mean", 1).lm.state_dict()
-        require({k: v.shape for k, v in declared.items()} == {k: v.shape for k, v in art["state"].items()})
+    with tempfile.TemporaryDirectory() as folder:
+        for file, content in art["files"].items():
+            Path(folder, Path(file).name).write_bytes(content.numpy().tobytes())
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    require(getattr(config, "num_hidden_layers", 0) <= len(art["state"]), "more layers than weights")
+    with torch.device("meta"):                               # it may declare any size: the shapes first
         lm = AutoModel.from_config(config, trust_remote_code=False)
-        encoder = Encoder(lm, tokenizer, art["pool"], art["max_len"])
-        encoder.lm.load_state_dict(art.pop("state"))
-        encoder.fingerprint = art["lm"]
-        row = encoder.tokenize([("a",) * (1 + art["pair"])])[0]
-        long = {name: (ids * encoder.max_len)[:encoder.max_len] for name, ids in row.items()}
-        trial = pad([row, long], tokenizer.pad_token_id, torch.device("cpu"))      # with padding, full length
-        require(encoder.eval()(trial).isfinite().all())
-        require(art["pool"] in ("mean", "cls") and len(art["labels"]) > 1)
-        require(art["labels"] == sorted(set(map(str, art["labels"]))))
-    return encoder.eval().requires_grad_(False), art         # LM frozen: no gradient, no dropout
+    Encoder(lm, tokenizer, art["pool"], art["max_len"]).lm.load_state_dict(art["state"], assign=True)
+    lm = AutoModel.from_config(config, trust_remote_code=False)
+    encoder = Encoder(lm, tokenizer, art["pool"], art["max_len"]).eval().requires_grad_(False)
+    encoder.lm.load_state_dict(art.pop("state"))
+    encoder.fingerprint = art["lm"]
+    row = encoder.tokenize([("a",) * (1 + art["pair"])])[0]
+    long = {name: (ids * encoder.max_len)[:encoder.max_len] for name, ids in row.items()}
+    trial = pad([row, long], tokenizer.pad_token_id, torch.device("cpu"))      # padded, and of full length
+    require(encoder(trial).isfinite().all() and art["pool"] in ("mean", "cls"))
+    require(art["labels"] == sorted(set(map(str, art["labels"]))) and len(art["labels"]) > 1)
+    return encoder, art
+
+def load_encoder(out):
+    """(Encoder, frozen: no gradient, no dropout; what embed.pt holds besides: data, task, labels ...)."""
+    return load(Path(out, "embed.pt"), "embed", f"python step1_embed.py --out {out}", build=build_encoder)
 
 def open_run(args):
     """(Cache of the run folder's frozen LM, what embed.pt holds besides, the machine in words)."""

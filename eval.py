@@ -10,7 +10,6 @@ Writes  <out>/results.json, the table as a list of objects. With --predict only 
         of text (in a pair task text, tab, text_b) a line `label <tab> probability`, averaged over head seeds.
 Expect  a clear gain of langalign over english on the toy world; on real text about a point: see README.md.
 """
-import contextlib
 import itertools
 import json
 import re
@@ -22,53 +21,54 @@ import torch
 from tqdm import tqdm
 
 from common import (REPORT, UserError, encode, fits, load, load_aligner, load_task, logits, make_parser,
-                    of_form, open_run, read_tsv, require, run, write_whole)
+                    open_run, read_tsv, require, run, write_whole)
 
 BOOTSTRAP = 10_000     # resamples of the test items behind a 95% interval
 CHUNK = 1_024          # lines that --predict labels at once: constant memory, order kept
 METHODS = ("majority", "english", "langalign", "rev", "translated", "native")      # the table, top-down
 ARCHES = (None, "fc", "ae", "linear", "procrustes", "shift")
-ENDS = ("", "_low", "_high")         # of a record's "delta": the difference to english and its interval
+DELTA = ("delta", "delta_low", "delta_high")       # difference to english and its interval
 
 def get_args(argv=None):
     p = make_parser(__doc__)
     p.add_argument("--lang", help="target language; without it every language that has a head")
     p.add_argument("--split", choices=("test", "dev"), default="test", help="rows to judge on")
-    p.add_argument("--predict", metavar="FILE", help="label the lines of FILE, or of standard input: -")
-    p.add_argument("--head", metavar="FILE", help="--predict with this head, else the newest of langalign")
+    p.add_argument("--predict", metavar="FILE", help="label the lines of FILE, or of standard input: -, with "
+                   "the newest head of --lang")
     p.add_argument("--allow-leak", action="store_true", help="go on though test rows are training rows, too")
     p.add_argument("--plot", metavar="FILE.svg", help="draw pairs and accuracies of --lang as SVG")
     return p.parse_args(argv)
+
+def check(head, encoder, info):
+    """`head`, if it fits the LM and the task: it may be a stranger's, so it is tried on two embeddings."""
+    require(head["labels"] == info["labels"], f"labels {head['labels']}, not {info['labels']}")
+    require(head["pair"] == info["pair"] and head["method"] in METHODS and head["arch"] in ARCHES)
+    x, classes, seeds = torch.zeros(2, encoder.dim), len(info["labels"]), len(head["heads"]["weight"])
+    require([*map(tuple, (head["heads"][k].shape for k in ("weight", "bias", "mean", "scale")))] ==
+            [(seeds, classes, encoder.dim), (seeds, 1, classes), (encoder.dim,), (encoder.dim,)])
+    out, mapped = logits_of(head, x), head["method"] in ("langalign", "rev")       # (S, 2, C)
+    require(seeds and out.isfinite().all() and (head["n"] or 0) >= 0)
+    require(mapped == bool(head["arch"]) == fits(head["alignment"], REPORT))
+    require(not mapped or load_aligner(head, encoder.dim))
+    line_of(record_of("", [head], out.argmax(2), torch.zeros(2, dtype=torch.int64)), 0)
+    return head
 
 def load_heads(out, lang, encoder, info):
     """([(path, artifact)] of the heads for `lang`, None: all, and of english, newest first; languages)."""
     make = f"python step3_head.py --out {out} --lang {lang or 'ko'}"
     paths = sorted(Path(out).glob("head-*.pt"), key=lambda path: -path.stat().st_mtime_ns)
     heads = [(path, load(path, "head", f"{make} --method {path.stem.split('-')[1]}, or delete it",
-                         encoder.fingerprint)) for path in paths]
-    langs = sorted({str(head.get("lang")) for _, head in heads} - {"en"})
-    if not heads or not (lang or langs) or lang and lang not in (langs or [lang]):   # english serves any
-        there = f"no head for {lang or 'a target language'}, only for: {' '.join(langs or ['en'])}"
-        raise UserError(f"{out}: {there if heads else 'no head in this run folder'}; make one with: {make}")
-    for path, head in heads:
-        with of_form(path, f"{make}, or delete it"):         # a trial: it may be a stranger's
-            require(head["labels"] == info["labels"], f"labels {head['labels']}, not {info['labels']}")
-            require(head["pair"] == info["pair"] and head["method"] in METHODS and head["arch"] in ARCHES)
-            x, classes, seeds = torch.zeros(2, encoder.dim), len(info["labels"]), len(head["heads"]["weight"])
-            require([*map(tuple, (head["heads"][k].shape for k in ("weight", "bias", "mean", "scale")))] ==
-                    [(seeds, encoder.dim, classes), (seeds, 1, classes), (encoder.dim,), (encoder.dim,)])
-            out = logits_of(head, x)
-            require(seeds and out.isfinite().all() and (head["n"] or 0) >= 0)
-            require(not head["arch"] or load_aligner(head).map(x).isfinite().all())
-            aligned = bool(head["arch"] and fits(head["alignment"], REPORT))
-            require(aligned == (head["method"] in ("langalign", "rev")))
-            line_of(record_of(path.stem, [head], out.argmax(2), torch.zeros(2, dtype=torch.int64)), 0)
-    heads = [(path, head) for path, head in heads if head["lang"] in (lang or head["lang"], "en")]
-    return heads, [lang] if lang else langs
+                         encoder.fingerprint, lambda head: check(head, encoder, info))) for path in paths]
+    known = sorted({head["lang"] for _, head in heads} - {"en"})
+    langs, english = [lang] if lang else known, Path(out, "head-english.pt") in paths
+    if not (langs and english and set(langs) <= set(known or langs)):              # english alone serves any
+        there = " ".join(["en"] * english + known) or "no language"
+        raise UserError(f"{out}: heads for {there}, not for en and {lang or 'another'}; make them: {make}")
+    return [(path, head) for path, head in heads if head["lang"] in (*langs, "en")], langs
 
 def logits_of(head, x):
     """Embeddings e(x) (N, D) -> logits (S, N, C) of a head's seeds; Rev-LangAlign maps x by A first."""
-    return logits(head["heads"], load_aligner(head).map(x) if head["method"] == "rev" else x)
+    return logits(head["heads"], load_aligner(head, x.shape[1]).map(x) if head["method"] == "rev" else x)
 
 def macro_f1(predicted, y, classes):
     """Mean of the classes' F1; predicted, y (N,)."""
@@ -113,11 +113,11 @@ def check_leak(path, texts, info, lang, allow):
             rows = read_tsv(file, ("text",), ("text_b", "translation", "translation_b"))[1]
             found = set(texts) & {part for row in rows for part in (row[:wide], row[-wide:])}
             leaks += [f"{len(found)} in {file} ({sorted(found)[0][0][:30]!r})"] if found else []
+    told = f"{path}: of its {len(texts)} rows {', '.join(leaks)}: they flatter the numbers"
     if leaks and not allow:
-        raise UserError(f"{path}: of its {len(texts)} rows {', '.join(leaks)}; delete them there and run all "
-                        "steps again, or go on with --allow-leak")
+        raise UserError(f"{told}; delete them there and run all steps again, or go on with --allow-leak")
     if leaks:
-        print(f"warning: {path}: of its {len(texts)} rows {', '.join(leaks)}: they flatter the numbers")
+        print(f"warning: {told}")
 
 def evaluate(lang, heads, cache, info, args):
     """One record a variant on a split of `lang`, in the table's order; aligner seeds are pooled."""
@@ -128,30 +128,27 @@ def evaluate(lang, heads, cache, info, args):
     for path, head in heads:
         groups.setdefault(re.sub(r"-seed\d+(?=-|$)", "", path.stem), []).append(head)
     votes = {name: torch.cat([logits_of(head, x).argmax(2) for head in of]) for name, of in groups.items()}
-    empty = dict(lang="en", arch=None, n=None, cost={}, seconds={})
-    groups["majority"] = [{**heads[0][1], **empty, "method": "majority"}]
+    groups["majority"] = [{**groups["head-english"][0], "method": "majority", "seconds": {}, "cost": {}}]
     votes["majority"] = y.bincount().argmax().expand(1, len(y))                                      # (S, N)
     records = [record_of(name, groups[name], votes[name], y) for name in votes]
-    if "head-english" in votes:
-        correct = {name: (predicted == y).double().mean(0) for name, predicted in votes.items()}
-        gains = torch.stack([hits - correct["head-english"] for hits in correct.values()], 1).numpy()
-        for r, *delta in zip(records, gains.mean(0), *bootstrap(gains, args.seed)):
-            r |= zip(("delta", "delta_low", "delta_high"), delta)
-        tops = [r for r in records if r["method"] in ("native", "translated") and r["delta_low"] > 0]
-        top = min(tops, key=lambda r: (r["method"], -(r["n"] or 0)), default=None)    # native, else largest n
-        for r in records:
-            if top and r["method"] in METHODS[2:]:           # share of the gap, where there is one
-                r |= {"recovered": r["delta"] / top["delta"], "ceiling": top["method"]}
-    order = {name: i for i, name in enumerate(METHODS)}
-    records.sort(key=lambda r: (order[r["method"]], ARCHES.index(r["arch"]), r["label"], r["n"] or 0))
+    hits = torch.stack([(predicted == y).double().mean(0) for predicted in votes.values()], 1)       # (N, H)
+    gains = (hits - hits[:, [list(votes).index("head-english")]]).numpy()
+    for r, *delta in zip(records, gains.mean(0), *bootstrap(gains, args.seed)):
+        r |= zip(DELTA, delta)
+    tops = [r for r in records if r["method"] in ("native", "translated") and r["delta_low"] > 0]
+    top = min(tops, key=lambda r: (r["method"], -(r["n"] or 0)), default=None)        # native, else largest n
+    for r in records:
+        if top and r["method"] in METHODS[2:]:               # share of the gap, where there is one
+            r |= {"recovered": r["delta"] / top["delta"], "ceiling": top["method"]}
+    records.sort(key=lambda r: (METHODS.index(r["method"]), ARCHES.index(r["arch"]), r["label"], r["n"] or 0))
     return [{"lang": lang, "split": args.split, "items": len(y), **r} for r in records]
 
 def line_of(r, wide):
     """A record as a line of the table, its label `wide` letters."""
     line = f"  {r['label']:{wide}s}{r['n'] or '-':>7}{r['seeds']:6d}{r['accuracy']:10.2%}"
     line += f"{100 * r['accuracy_std']:6.2f}{r['macro_f1']:10.2%}"
-    if "delta" in r and r["method"] != "english":
-        line += "  {:+6.2f} [{:+.2f}, {:+.2f}]".format(*(100 * r["delta" + end] for end in ENDS))
+    if r["method"] != "english" and "delta" in r:
+        line += "  {:+6.2f} [{:+.2f}, {:+.2f}]".format(*(100 * r[key] for key in DELTA))
     line = line.ljust(wide + 65) + (f"{r['recovered']:5.0%}" if "recovered" in r else "")
     line = line.ljust(wide + 70) + (f"{r['r2']:6.3f}{r['p1']:7.1%}" if r["arch"] else "")
     line = line.ljust(wide + 83) + (f"{r['sentences']:12}{r['characters']:12}" if r.get("sentences") else "")
@@ -170,7 +167,7 @@ def show(lang, records):
     low = [r["label"] for r in records[1:] if r["accuracy"] <= records[0]["accuracy"]]
     if low:
         print(f"  warning: no better than the majority class: {', '.join(dict.fromkeys(low))}")
-    mapped = [r for r in records if r["method"] == "langalign" and "delta" in r]
+    mapped = [r for r in records if r["method"] == "langalign"]
     if len(mapped) > 2:
         told = [f"{title} {rank_correlation([r[key] for r in mapped], [r['accuracy'] for r in mapped]):+.2f}"
                 for key, title in (("r2", "R^2"), ("p1", "P@1"))]
@@ -190,16 +187,15 @@ def read_texts(stream, pair, name):
 def predict(path, name, head, cache):
     """Label a file or standard input: a line `label <tab> probability` for each line, in order."""
     try:
-        source = contextlib.nullcontext(sys.stdin.buffer) if path == "-" else open(path, "rb")
+        source = sys.stdin.buffer if path == "-" else open(path, "rb")
     except OSError as err:
         raise UserError(f"--predict {path}: {err.strerror}; give a text file, or - for standard input")
     print(f"labelling with {name}", file=sys.stderr)
     with source as stream:
         texts = read_texts(stream, head["pair"], "standard input" if path == "-" else path)
         while chunk := list(itertools.islice(texts, CHUNK)):
-            x = encode(cache.encoder, chunk, cache.device)
-            probability = logits_of(head, x).softmax(2).mean(0)                                      # (N, C)
-            for value, label in zip(*(column.tolist() for column in probability.max(1))):
+            logits = logits_of(head, encode(cache.encoder, chunk, cache.device))       # (S, N, C)
+            for value, label in zip(*(column.tolist() for column in logits.softmax(2).mean(0).max(1))):
                 print(f"{head['labels'][label]}\t{value:.4f}")
             sys.stdout.flush()
 
@@ -208,13 +204,10 @@ def main(argv=None):
     cache, info, machine = open_run(args)
     heads, langs = load_heads(args.out, args.lang, cache.encoder, info)
     if args.predict:
-        if not args.lang and len(langs) > 1:
+        if len(langs) > 1:
             raise UserError(f"--predict needs --lang; {args.out} has heads for: {' '.join(langs)}")
-        named = [item for item in heads if args.head in (None, item[0].name, str(item[0]))]
-        if not named:
-            raise UserError(f"--head {args.head}: {args.out} has {' '.join(path.name for path, _ in heads)}")
-        best = max(named, key=lambda item: (item[1]["method"] == "langalign", item[1]["lang"] != "en"))
-        return predict(args.predict, *best, cache)
+        newest = max(heads, key=lambda item: item[1]["lang"] in langs)
+        return predict(args.predict, *newest, cache)
     if args.plot:
         from data import plot                                # only here: else common.py is enough
         plot.check(args.plot, args.lang, heads, args.out)

@@ -21,8 +21,8 @@ import torch.nn.functional as F
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
-from common import (UserError, encode, load_pretrained, load_task, load_train_dev, make_parser, move, number,
-                    pad, pick_device, positive, ranks, run, save_encoder)
+from common import (RANK, WORLD, UserError, encode, load_pretrained, load_task, load_train_dev, make_parser,
+                    move, number, pad, pick_device, positive, run, save_encoder)
 
 POOL_OF_BATCHES = 50   # batches whose rows are sorted by length together: little padding, still random order
 WARMUP = 0.06          # share of the steps with rising learning rate
@@ -108,14 +108,14 @@ def train_epoch(model, rows, y, optimizer, schedule, scaler, generator, args, ep
     """One pass of cross-entropy over the tokenised rows; returns the mean loss, UserError if not finite.
     Under torchrun a rank takes its share of each batch, and DistributedDataParallel averages gradients."""
     model.train()
-    total, (rank, world) = torch.zeros((), device=args.device), ranks()
+    total = torch.zeros((), device=args.device)
     cut = bucketed([len(row["input_ids"]) for row in rows], args.batch, generator)
     bar = tqdm(cut, desc=f"epoch {epoch}/{args.epochs}", unit="step", delay=2, leave=False)
     for step, index in enumerate(bar, 1):
-        mine = index[rank::world] or index[:1]               # a last batch may have fewer rows than ranks
+        mine = index[RANK::WORLD] or index[:1]               # a last batch may have fewer rows than ranks
         logits = model(pad([rows[i] for i in mine], args.pad_id, args.device))     # (B, C)
         loss = F.cross_entropy(logits, move(y[mine], args.device))
-        loss = loss * (len(index[rank::world]) * world / len(index))     # the ranks' mean is the batch's
+        loss = loss * (len(index[RANK::WORLD]) * WORLD / len(index))     # the ranks' mean is the batch's
         optimizer.zero_grad(set_to_none=True)
         scaler.scale(loss).backward()
         scaler.unscale_(optimizer)
@@ -138,10 +138,10 @@ def tune(model, train, dev, args):
     rows = encoder.tokenize(texts)
     restore = use_rows(encoder, rows + encoder.tokenize(dev_texts))
     model.to(args.device)
-    encoder.amp, args.pad_id, (rank, world) = args.dtype, encoder.tokenizer.pad_token_id, ranks()
-    trained = model if world == 1 else DistributedDataParallel(model)
-    if rank:
-        torch.manual_seed(args.seed + rank)                  # other dropout than rank 0's
+    encoder.amp, args.pad_id = args.dtype, encoder.tokenizer.pad_token_id
+    trained = model if WORLD == 1 else DistributedDataParallel(model)
+    if RANK:
+        torch.manual_seed(args.seed + RANK)                  # other dropout than rank 0's
     optimizer, schedule = make_optimizer(model, args.lr, args.epochs * -(-len(rows) // args.batch))
     scaler = torch.amp.GradScaler(args.device.type, enabled=args.dtype == torch.float16)
     generator, history, best = torch.Generator().manual_seed(args.seed), [], -1.0

@@ -182,18 +182,17 @@ def main(argv=None):
     n, held = len(english), min(POOL, int(HELD_OUT * len(english)))
     if held < 2:
         raise UserError(f"{n} pairs are too few to train on and hold out: 20 at least, 5000 in the paper")
-    task_texts, _, _ = load_task(info["data"], info["task"], "en", "train", info["labels"],
-                                 info["pair"])
+    task_texts = load_task(info["data"], info["task"], "en", "train", info["labels"], info["pair"])[0]
     task_texts = [task_texts[i] for i in fixed_order(len(task_texts))[:POOL]]
 
     torch.manual_seed(args.seed)
-    closed = args.arch not in DEPTH
     aligner = Aligner(args.arch, cache.encoder.dim, args.depth or DEPTH.get(args.arch), args.hidden,
                       DROPOUT.get(args.arch, 0.0) if args.dropout is None else args.dropout)
-    size = aligner.W.numel() if closed else sum(p.numel() for p in aligner.parameters())
-    work = "closed form" if closed else f"at most {EPOCHS} epochs of {-(-(n - held) // BATCH)} steps"
+    size = sum(p.numel() for p in aligner.parameters()) or aligner.W.numel()       # closed form: no parameter
     print(f"step 2 | {machine} | A: {args.arch}{' reversed' * args.reverse}, {size:,} parameters, LM "
-          f"frozen | en-{args.lang}: {n - held} pairs + {held} held out | {work}", flush=True)
+          f"frozen | en-{args.lang}: {n - held} pairs + {held} held out | " +
+          (f"at most {EPOCHS} epochs of {-(-(n - held) // BATCH)} steps" if aligner.f else "closed form"),
+          flush=True)
     if info["pair"] and len(english[0]) == 1:
         print("warning: single texts for a pair task: general text, look at the domain gap")
 

@@ -18,8 +18,7 @@ import torch.nn.functional as F
 from tqdm import tqdm
 
 from common import (UserError, file_name, load, load_aligner, load_train_dev, load_translated, logits,
-                    make_parser, of_form, open_run, positive, require, run, save,
-                    volume, wait)
+                    make_parser, open_run, positive, run, save, volume)
 
 EPOCHS, STEPS = 10, 2_000   # both at least, so that few rows get enough steps
 BATCH = 64             # rows a step: ours
@@ -46,29 +45,30 @@ def get_args(argv=None):
         raise UserError(f"--lang is missing: python step3_head.py --lang ko --method {args.method}")
     return args
 
-def find_aligner(args, reverse, fingerprint):
-    """(path, artifact) of the run folder's newest aligner for --lang, --n, --arch and the direction."""
-    make = f"python step2_align.py --out {args.out} --lang {args.lang}" + " --reverse" * reverse + \
-        (f" --n {args.n}" if args.n else "") + (f" --arch {args.arch}" if args.arch else "")
-    pattern = f"align-{args.lang}-{args.arch or '*'}-n{args.n or '*'}.pt"
-    paths = [*Path(args.out).glob(pattern), *Path(args.out).glob(pattern.replace(".pt", "-*.pt"))]
-    for path in sorted(set(paths), key=lambda path: -path.stat().st_mtime_ns):
-        art = load(path, "align", make, fingerprint)
-        if (art.get("reverse"), art.get("lang")) == (reverse, args.lang):
+def find_aligner(args, cache):
+    """(path, artifact with "A", the aligner) of the newest one for --lang, --n, --arch and the direction."""
+    reverse, make = args.method == "rev", f"python step2_align.py --out {args.out} --lang {args.lang}"
+    for flag, value in (("reverse", ""), ("n", args.n), ("arch", args.arch)):
+        make += f" --{flag} {value}" if value or flag == "reverse" and reverse else ""
+    paths = Path(args.out).glob(f"align-{args.lang}-{args.arch or '*'}-n{args.n or ''}*.pt")
+    for path in sorted(paths, key=lambda path: -path.stat().st_mtime_ns):
+        art = load(path, "align", make, cache.encoder.fingerprint,
+                   lambda art: {**art, "A": load_aligner(art, cache.encoder.dim)})
+        if art["reverse"] == reverse and art["lang"] == args.lang and args.n in (None, art["n"]):
             return path, art
-    raise UserError(f"{args.out}: no aligner {pattern}{' of --reverse' * reverse}; make it with: {make}")
+    raise UserError(f"{args.out}: no aligner like that for {args.lang}; make it with: {make}")
 
 def train_heads(x, y, classes, seeds, l2, device):
     """S linear heads at once, one a seed, by cross-entropy + l2 |w|^2 on embeddings x (N, D), labels y (N,).
 
-    Returns {"weight": (S, D, C), "bias": (S, 1, C), "mean": (D,), "scale": (D,)}, what `logits` takes.
+    Returns {"weight": (S, C, D), "bias": (S, 1, C), "mean": (D,), "scale": (D,)}, what `logits` takes.
     """
-    start = [torch.randn(x.shape[1], classes, generator=torch.Generator().manual_seed(s)) for s in seeds]
+    start = [torch.randn(x.shape[1], classes, generator=torch.Generator().manual_seed(s)).T for s in seeds]
     heads = {"weight": INIT * torch.stack(start), "bias": torch.zeros(len(seeds), 1, classes),
              "mean": x.mean(0), "scale": x.std(0).clamp_min(1e-6)}                 # inputs are standardised
     heads = {name: tensor.to(device) for name, tensor in heads.items()}
-    weight, bias = heads["weight"].mT.contiguous().requires_grad_(), heads["bias"].requires_grad_()
-    x, y, batches = ((x.to(device) - heads["mean"]) / heads["scale"]), y.to(device), -(-len(x) // BATCH)
+    weight, bias = heads["weight"].requires_grad_(), heads["bias"].requires_grad_()
+    x, y, batches = (x.to(device) - heads["mean"]) / heads["scale"], y.to(device), -(-len(x) // BATCH)
     epochs = max(EPOCHS, -(-STEPS // batches))
     optimizer = torch.optim.Adam([weight, bias], lr=LR, fused=True)
     schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, epochs * batches)
@@ -76,10 +76,9 @@ def train_heads(x, y, classes, seeds, l2, device):
     for epoch in tqdm(range(epochs), desc="heads", unit="epoch", delay=2, leave=False):
         order = torch.stack([torch.randperm(len(x), generator=g) for g in generators]).to(device)    # (S, N)
         for index in order.split(BATCH, dim=1):                                                      # (S, B)
-            flat = index.flatten()                                                               # (S B,)
-            rows = x.index_select(0, flat).view(*index.shape, -1)                                # (S, B, D)
-            out = (weight @ rows.mT).mT + bias               # (S, B, C): faster than x @ w
-            loss = F.cross_entropy(out.flatten(0, 1), y.index_select(0, flat)) * len(seeds)   # the seeds' sum
+            rows = x.index_select(0, index.flatten()).view(*index.shape, -1)                    # (S, B, D)
+            out = torch.baddbmm(bias.mT, weight, rows.mT)                                          # (S, C, B)
+            loss = F.cross_entropy(out, y[index]) * len(seeds)         # mean over the batch, sum over seeds
             loss = loss + l2 * weight.square().sum()
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
@@ -87,29 +86,22 @@ def train_heads(x, y, classes, seeds, l2, device):
             schedule.step()
         if not torch.isfinite(loss):
             raise UserError(f"loss is {loss.item()} in epoch {epoch + 1} of the heads; lower --l2 {l2:g}")
-    heads["weight"] = weight.mT.contiguous()
     return {name: tensor.detach().cpu() for name, tensor in heads.items()}
 
-def make_head(method, args, cache, info):
+def make_head(args, cache, info):
     """Train the heads of one method, report them and write their artifact."""
-    fingerprint, lang = cache.encoder.fingerprint, "en" if method == "english" else args.lang
-    source, art = None, {}
-    if method in ("langalign", "rev"):
-        source, art = find_aligner(args, method == "rev", fingerprint)
+    method, lang = args.method, "en" if args.method == "english" else args.lang
+    source, art = find_aligner(args, cache) if method in ("langalign", "rev") else (None, {})
     (texts, y), (dev_texts, dev_y) = load_train_dev(
-        info["data"], info["task"], args.lang if method in ("native", "translated") else "en", info["labels"],
+        info["data"], info["task"], lang if method in ("native", "translated") else "en", info["labels"],
         info["pair"], method == "translated", args.n)
     dev_x, x = cache(dev_texts, "encode dev"), cache(texts, "encode train")        # (M, D), (N, D)
     seconds = {"encode": cache.seconds, "align": 0.0, **art.get("seconds", {})}    # of its own texts
     if method == "langalign":
-        with of_form(source, "python step2_align.py"):
-            aligner = load_aligner(art)
-            x, dev_x = aligner.map(x), aligner.map(dev_x)                          # A(e(d_en))
-            require(x.shape[1] == cache.encoder.dim and x.isfinite().all())
-            require(art["arch"] == art["aligner"]["arch"] and art["n"] > 0)
-    seeds = [1000 * args.seed + s for s in range(args.seeds)]
+        x, dev_x = art["A"].map(x), art["A"].map(dev_x)                            # A(e(d_en))
     start = time.perf_counter()
-    heads = train_heads(x, y, len(info["labels"]), seeds, args.l2, cache.device)
+    heads = train_heads(x, y, len(info["labels"]), [1000 * args.seed + s for s in range(args.seeds)], args.l2,
+                        cache.device)
     seconds["head"] = time.perf_counter() - start
     dev = (logits(heads, dev_x).argmax(2) == dev_y).float().mean(1)                # (S,)
 
@@ -124,9 +116,9 @@ def make_head(method, args, cache, info):
     if dev.mean() <= majority:
         print(f"warning: the head learned nothing, dev accuracy {dev.mean():.2%}, the majority's or less")
     english = load_translated(info["data"], info["task"], args.lang, n)[0] if method == "translated" else []
-    save(path, "head", args, lm=fingerprint, method=method, lang=lang, arch=art.get("arch"), n=n,
-         labels=info["labels"], pair=info["pair"], heads=heads, dev=dev.tolist(),
-         aligner=art.get("aligner"), state=art.get("state"), alignment=art.get("report"), seconds=seconds,
+    save(path, "head", args, lm=cache.encoder.fingerprint, method=method, lang=lang, n=n, seconds=seconds,
+         labels=info["labels"], pair=info["pair"], heads=heads, dev=dev.tolist(), arch=art.get("arch"),
+         aligner=art.get("aligner"), state=art.get("state"), alignment=art.get("report"),
          cost=art.get("cost") or volume(english))
 
 def main(argv=None):
@@ -134,15 +126,9 @@ def main(argv=None):
     cache, info, machine = open_run(args)
     print(f"step 3 | {machine} | {args.method}: {METHODS[args.method]} | {args.seeds} linear heads of "
           f"{cache.encoder.dim} x {len(info['labels'])}, LM and aligner frozen", flush=True)
-    if args.method != "english":
-        try:
-            floor = load(Path(args.out, "head-english.pt"), "head", "", cache.encoder.fingerprint)
-        except UserError:                                    # none yet, or one of an earlier LM
-            floor = None
-        wait()                                               # all ranks have looked, before one writes
-        if not floor:
-            make_head("english", get_args(["--out", args.out, "--method", "english"]), cache, info)
-    make_head(args.method, args, cache, info)
+    if args.method != "english" and not Path(args.out, "head-english.pt").is_file():
+        make_head(get_args(["--out", args.out, "--method", "english"]), cache, info)
+    make_head(args, cache, info)
 
 if __name__ == "__main__":
     run(main)

@@ -13,18 +13,15 @@ from common import UserError, load_aligner, load_translated, write_whole
 GREY = "#808080"       # legible on white and on black, as the colours are
 COLORS = ("#3b82c4", "#d9822b", "#2a9d62", "#a05eb5", "#c94f4f", "#8a7a20", "#2f9c9c", "#c2569b",
           "#7a6ff0", "#5a9e1f", "#b86a4b", "#7f8fa9")
-ENDS = ("", "_low", "_high")         # of a record's "delta": the difference to english and its interval
 HEAD = """<svg xmlns="http://www.w3.org/2000/svg" width="900" height="520" style="font:13px sans-serif">
 <text x="430" y="16" fill="#808080">accuracy against n, 95% interval of the difference to english</text>"""
 
 def check(path, lang, heads, out):
     """UserError unless there is one language and the heads that are drawn."""
-    methods = {head["method"] for _, head in heads}
     if not lang:
         raise UserError(f"--plot draws one language: python eval.py --lang ko --plot {path}")
-    if not {"english", "langalign"} <= methods:
-        raise UserError(f"--plot needs a langalign and an english head, {out} has: {' '.join(methods)}; make "
-                        f"both: python step3_head.py --out {out} --lang {lang}")
+    if "langalign" not in {head["method"] for _, head in heads}:
+        raise UserError(f"--plot needs a langalign head: python step3_head.py --out {out} --lang {lang}")
 
 def element(kind, words="", **attributes):
     given = " ".join(f'{key.replace("_", "-")}="{value}"' for key, value in attributes.items())
@@ -35,7 +32,7 @@ def draw_pairs(lang, heads, cache, info):
     head = next(head for _, head in heads if head["method"] == "langalign")        # the newest
     count, svg = min(head["alignment"]["held_out"], 200), []
     x, y = (cache(t[-count:]) for t in load_translated(info["data"], info["task"], lang, head["n"])[:2])
-    clouds = torch.stack([x, load_aligner(head).map(x), y])                        # (3, N, D)
+    clouds = torch.stack([x, load_aligner(head, x.shape[1]).map(x), y])                        # (3, N, D)
     flat = (clouds - clouds.mean((0, 1))).flatten(0, 1)
     flat = flat @ torch.linalg.svd(flat, full_matrices=False).Vh[:2].T             # (3 N, 2)
     flat = (flat - flat.amin(0)) / (flat.amax(0) - flat.amin(0)) * 330 + 30        # pixels
@@ -53,7 +50,8 @@ def draw_gains(records):
     """The right panel: elements of the table's rows, records of eval.py."""
     shown, level = ([r for r in records if bool(r["n"]) == b and r["method"] != "majority"] for b in (1, 0))
     kinds, sizes = list(dict.fromkeys(r["label"] for r in shown)), sorted({r["n"] for r in shown})
-    low, high = (pick(r["delta" + end] for r in shown + level for end in ENDS) for pick in (min, max))
+    ends = [r["delta" + end] for r in shown + level for end in ("_low", "", "_high")]
+    low, high = min(ends), max(ends)
 
     def height(r, end=""):
         return round(360 - 330 * (r["delta" + end] - low) / ((high - low) or 1))

@@ -157,7 +157,7 @@ def bench_peer(args):
     again, x = {**spent, "encode and head": time.perf_counter() - start}, cache(test, "encode test")
     student_x = peer_encode(student, test, DEFAULT, device, dtype)
     head = (encoder.dim + 1) * len(info["labels"])
-    lm, layer = (sum(p.numel() for p in m.parameters()) for m in (encoder.lm, common.load_aligner(aligned)))
+    lm, layer = (sum(p.numel() for p in m.parameters()) for m in (encoder.lm, common.load_aligner(aligned, encoder.dim)))
     layer += encoder.dim ** 2                                # W, solved for
     of = partial(common.logits, floor["heads"])
     show_peer(args, y, {

@@ -104,7 +104,7 @@ def test_labels_in_another_order_than_embed_pt(sweep):
     art = dict(torch.load(path, weights_only=True))
     content = {key: art[key] for key in art.keys() - {"kind", "format", "torch", "transformers", "digest"}}
     common.save(path, "head", **{**content, "labels": art["labels"][::-1]})
-    with pytest.raises(UserError, match="head-english.pt: not of the form .* labels .*good"):
+    with pytest.raises(UserError, match="head-english.pt: labels .*good"):
         go(sweep, "eval --lang xx")
 
 

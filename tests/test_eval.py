@@ -2,6 +2,7 @@
 import io
 import itertools
 import json
+import os
 import random
 import re
 import shutil
@@ -35,7 +36,7 @@ def planted_head(predicted, method="langalign", arch=None, n=None, r2=0.0, p1=0.
     """A head that says predicted (S, N) where e(text i) is the ith unit vector."""
     said = F.one_hot(torch.as_tensor(predicted), 2).float()                             # (S, N, C)
     return {"method": method, "arch": arch, "n": n, "lang": lang, "labels": ["bad", "good"], "aligner": None,
-            "heads": {"weight": said, "bias": torch.zeros(len(said), 1, 2),
+            "heads": {"weight": said.mT, "bias": torch.zeros(len(said), 1, 2),
                       "mean": torch.zeros(said.shape[1]), "scale": torch.ones(said.shape[1])},
             "alignment": {"A": {"r2": r2, "p1": p1}}, "seconds": {},
             "cost": {"sentences": 0, "characters": 0}}
@@ -45,7 +46,8 @@ def judge(folder, y, heads, seed=0):
     """evaluate() of planted heads {file stem: head} on test labels y: {record's "head": record}, in order."""
     write(folder / "task" / "xx" / "test.tsv", ["label", "text"], [[["bad", "good"][c], f"s{c}"] for c in y])
     info = {"data": folder, "task": "task", "labels": ["bad", "good"], "pair": False}
-    heads = [(Path(f"{stem}.pt"), head) for stem, head in heads.items()]
+    floor = {"head-english": planted_head([[0] * len(y)], "english", lang="en")}
+    heads = [(Path(f"{stem}.pt"), head) for stem, head in (heads if "head-english" in heads else heads | floor).items()]
     args = types.SimpleNamespace(split="test", seed=seed, allow_leak=False)
     records = evaluation.evaluate("xx", heads, lambda texts, *_: torch.eye(len(texts)), info, args)
     return {record["head"]: record for record in records}
@@ -64,7 +66,7 @@ def test_head_and_aligner_seeds_are_pooled(tmp_path):
                     ("n90-seed1-seeds2", 90)):
         heads[f"head-langalign-xx-fc-{stem}"] = planted_head(right(20, 30), "langalign", "fc", n)
     found = judge(tmp_path, [1] * 40, heads)
-    assert list(found) == ["majority", *(f"head-langalign-xx-fc-{tail}" for tail in (
+    assert list(found) == ["majority", "head-english", *(f"head-langalign-xx-fc-{tail}" for tail in (
         "n40", "n90", "n40-noise0.3", "n90-noise0.3", "n90-seeds2"))]        # a variant's n together
     pooled, accuracies = found["head-langalign-xx-fc-n90"], counts.flatten() / 40
     assert pooled["seeds"] == 15 and pooled["accuracy"] == pytest.approx(accuracies.mean())
@@ -80,7 +82,7 @@ def test_difference_interval_and_share_of_the_gap_by_hand(tmp_path):
              "head-native-xx": planted_head(right(30, 32), "native")}
     top, english, ours, _, native = judge(tmp_path, [1] * 40, heads).values()
     assert (english["accuracy"], english["accuracy_std"]) == pytest.approx((11 / 40, 1 / 40))
-    assert [english["delta" + end] for end in evaluation.ENDS] == [0, 0, 0] and "recovered" not in english
+    assert [english[key] for key in evaluation.DELTA] == [0, 0, 0] and "recovered" not in english
     assert ours["delta"] == pytest.approx(10 / 40)                 # of 40 items 8 gain 1 and 4 gain a half
     half = 1.96 * (9 / 40 - 0.25 ** 2) ** 0.5 / 40 ** 0.5
     assert (ours["delta_low"], ours["delta_high"]) == pytest.approx((0.25 - half, 0.25 + half), abs=0.013)
@@ -101,12 +103,6 @@ def test_the_gap_needs_a_ceiling_above_the_floor(tmp_path, native, translated, g
     shares = {name: record.get("recovered") for name, record in judge(tmp_path, [1] * 40, heads).items()}
     assert shares["head-rev-xx-fc-n90-rev"] == (pytest.approx(4 / gap) if gap else None)
     assert shares["head-translated-xx-n90"] == (pytest.approx(16 / gap) if gap else None)
-
-
-def test_without_an_english_head_there_is_no_difference(tmp_path):
-    found = judge(tmp_path, [0, 1, 1], {"head-native-xx": planted_head([[0, 1, 0]], "native")})
-    assert [name for name in found] == ["majority", "head-native-xx"]
-    assert found["majority"]["accuracy"] == pytest.approx(2 / 3) and "delta" not in found["head-native-xx"]
 
 
 def slow_bootstrap(differences, seed):
@@ -343,7 +339,7 @@ def test_plot_shows_what_was_computed(sweep):
     pairs = common.load_translated(info["data"], "mood", "yy")[:2]
     x, y = (common.encode(encoder, texts, CPU)[-9:] for texts in pairs)
     head = torch.load(sweep / "head-langalign-yy-fc-n90.pt", weights_only=True)
-    clouds = torch.cat([x, common.load_aligner(head).map(x), y])
+    clouds = torch.cat([x, common.load_aligner(head, x.shape[1]).map(x), y])
     values, vectors = torch.linalg.eigh(torch.cov(clouds.T))
     flat = ((clouds - clouds.mean(0)) @ vectors[:, [-1, -2]]).numpy()                  # (27, 2)
     drawn = [[float(e.get("cx")), float(e.get("cy"))] for color in plot.COLORS[:3]
@@ -399,7 +395,7 @@ def test_the_english_head_alone_serves_a_named_language(folder):
     go(folder, "step3_head --method english", "eval --lang xx")
     rows = results(folder)
     assert [(row["method"], row["lang"]) for row in rows] == [("majority", "xx"), ("english", "xx")]
-    with pytest.raises(UserError, match="no head for a target language, only for: en"):
+    with pytest.raises(UserError, match="heads for en, not for en and another"):
         go(folder, "eval")
 
 
@@ -418,7 +414,7 @@ def test_eval_applies_the_head_to_plain_target_embeddings(sweep):
     assert head["aligner"]["arch"] == "ae" and head["state"], "kept for the plot, not used here"
     part = head["heads"]
     x = (x - part["mean"]) / part["scale"]
-    logits = torch.stack([x @ w + b for w, b in zip(part["weight"], part["bias"])])
+    logits = torch.stack([x @ w.T + b for w, b in zip(part["weight"], part["bias"])])
     go(sweep, "eval --lang xx --device cpu")
     (row,) = [r for r in results(sweep) if r["label"] == "langalign ae"]
     assert row["accuracy"] == pytest.approx((logits.argmax(2) == y).float().mean().item(), abs=1e-6)
@@ -475,14 +471,13 @@ def test_pair_task_end_to_end(tiny, tmp_path, capsys, monkeypatch):
         predict(folder, "a\tb\nno second column\n", capsys)
 
 
-def test_predict_takes_the_head_that_is_named(sweep, capsys, tmp_path):
+def test_predict_takes_the_newest_head_of_the_language(sweep, capsys, tmp_path):
     (tmp_path / "in.txt").write_text("xthe xfilm\n")
-    names = sorted(path.name for path in sweep.glob("head-langalign-xx-*.pt"))[:2]
-    for name in names:
-        go(sweep, f"eval --lang xx --predict {tmp_path}/in.txt --head {name}")
-        assert name in capsys.readouterr().err
-    with pytest.raises(common.UserError, match=f"head-none.pt: .*{names[0]}"):
-        go(sweep, f"eval --lang xx --predict {tmp_path}/in.txt --head head-none.pt")
+    for path in [*sorted(sweep.glob("head-*-xx-*.pt"))[:3], sweep / "head-english.pt"]:
+        os.utime(path)
+        go(sweep, f"eval --lang xx --predict {tmp_path}/in.txt")
+        newest = path.name if path.name != "head-english.pt" else newest
+        assert newest in capsys.readouterr().err
 
 
 def test_predict_reads_no_further_than_its_chunk():

@@ -19,7 +19,7 @@ import sys
 import torch
 import step1_embed, step2_align, step3_head
 import eval as evaluation
-from common import run, ranks
+from common import RANK, run
 import common
 
 def gradients(argv):
@@ -28,7 +28,7 @@ def gradients(argv):
         found.append([p.grad.clone() for group in self.param_groups for p in group["params"]])
     torch.optim.AdamW.step, step1_embed.DROPOUT, step1_embed.CLIP = step, 0.0, 1e9
     step1_embed.main(argv)
-    torch.save(found, f"{argv[-1]}/gradients{ranks()[0]}")
+    torch.save(found, f"{argv[-1]}/gradients{RANK}")
 
 def main():
     model, data, grads, out = sys.argv[1:]
@@ -120,8 +120,8 @@ def test_embeddings_of_two_processes_equal_one(world):
 def test_a_process_that_dies_ends_the_run(tiny, tmp_path):
     """Under torchrun itself: rank 1 dies in the first epoch, rank 0 waits for it in a collective."""
     (tmp_path / "dies.py").write_text(
-        "import os, sys\nimport step1_embed\nfrom common import ranks, run\nreal = step1_embed.pad\n"
-        "step1_embed.pad = lambda *args: os._exit(9) if ranks()[0] else real(*args)\nrun(step1_embed.main)\n")
+        "import os, sys\nimport step1_embed\nfrom common import RANK, run\nreal = step1_embed.pad\n"
+        "step1_embed.pad = lambda *args: os._exit(9) if RANK else real(*args)\nrun(step1_embed.main)\n")
     done = subprocess.run(
         [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "--",
          tmp_path / "dies.py", "--model", tiny[0], "--data", tiny[1], "--task", "mood", "--device", "cpu",

@@ -282,7 +282,7 @@ def test_heads_minimise_cross_entropy_plus_l2(monkeypatch):
     assert torch.allclose(heads["mean"], x.mean(0)) and torch.allclose(heads["scale"], x.std(0))
     wrong = common.logits(heads, x).softmax(2) - F.one_hot(y, 2)                   # (S, N, C)
     gradient = ((x - x.mean(0)) / x.std(0)).T @ wrong / len(x)                     # (S, D, C)
-    assert gradient.abs().max() > 0.02 and torch.allclose(gradient, -0.1 * heads["weight"], atol=2e-3)
+    assert gradient.abs().max() > 0.02 and torch.allclose(gradient, -0.1 * heads["weight"].mT, atol=2e-3)
 
 
 def test_logits_by_hand():
@@ -295,7 +295,7 @@ def test_logits_by_hand():
 def test_a_head_at_the_majority_class_warns(folder, tiny, capsys, monkeypatch, right, fires):
     y = common.load_task(tiny[1], "mood", "en", "dev")[1]
     said = torch.where(torch.arange(30) < right, y, 1 - y).expand(5, -1)
-    monkeypatch.setattr(step3_head, "train_heads", lambda *a: {"weight": torch.zeros(5, 16, 2)})
+    monkeypatch.setattr(step3_head, "train_heads", lambda *a: {"weight": torch.zeros(5, 2, 16)})
     monkeypatch.setattr(step3_head, "logits", lambda heads, x: F.one_hot(said, 2))
     go(folder, "step3_head --method english")
     told = capsys.readouterr().out
