@@ -453,6 +453,7 @@ FORMS = {                                                    # what a reader tak
                   pair=bool),
     "cache": dict(lm=str, keys=torch.Tensor, embeddings=torch.Tensor, seconds=NUMBER),
     "align": dict(lm=str, lang=str, arch=str, n=int, reverse=bool, aligner=dict, state=dict, report=REPORT,
+                  residuals=torch.Tensor,
                   seconds=dict(encode=NUMBER, align=NUMBER), cost=COST),
     "head": dict(lm=str, lang=str, method=str, n=(int, NONE), labels=list, pair=bool, heads=dict, cost=COST,
                  seconds=dict(encode=NUMBER, align=NUMBER, head=NUMBER))}

@@ -48,8 +48,8 @@ def get_args(argv=None):
     p.add_argument("--hidden", type=positive, help="inner width of fc, else D; ae's bottleneck, else D/2")
     p.add_argument("--dropout", type=share, help=f"share of units, else {DROPOUT}; too much hurts fc (paper)")
     p.add_argument("--reverse", action="store_true", help="Rev-LangAlign: A maps target to English")
-    p.add_argument("--plain", action="store_true", help="fc, ae as in the paper: A(x) = f(x); without "
-                   "this flag A(x) = W x + f(x), W the closed form linear: a lower held-out MSE (ours)")
+    p.add_argument("--plain", action="store_true", help="fc, ae as in the paper: A(x) = f(x), no residuals "
+                   "kept; without it A(x) = W x + f(x), W the closed form linear: lower held-out MSE (ours)")
     p.add_argument("--noise", type=share, help="share of the training pairs' translations to shuffle: "
                    "what bad translation does; held-out pairs stay clean")
     args = p.parse_args(argv)
@@ -209,12 +209,14 @@ def main(argv=None):
     seconds = time.perf_counter() - start
 
     numbers = report(aligner.map(held_x), held_x, held_y, y.mean(0), gaps)
+    near = gaps[0] <= WARN_GAP and not (args.plain or args.reverse)        # far: not what task text leaves
+    residuals = held_y - aligner.map(held_x) if near else held_y[:0]               # (M, D), for step 3
     path = Path(args.out, file_name("align", args.lang, args.arch, f"n{n}", "rev" if args.reverse else "",
                                     "plain" if args.plain else "", depth=args.depth, hidden=args.hidden,
                                     dropout=args.dropout, noise=args.noise or None, seed=args.seed or None))
     save(path, "align", args, lm=cache.encoder.fingerprint, lang=args.lang, arch=args.arch, n=n,
          reverse=args.reverse, aligner=aligner.config, state=aligner.state_dict(), report=numbers,
-         seconds={"encode": encoding, "align": seconds}, cost=volume(english))
+         residuals=residuals, seconds={"encode": encoding, "align": seconds}, cost=volume(english))
     print(f"pairs encoded in {encoding:.1f} s ({cache.encoded} texts now, the others before), A made in "
           f"{seconds:.1f} s -> {path}")
 

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from tqdm import tqdm
 
 from common import (UserError, file_name, load, load_aligner, load_train_dev, load_translated, logits,
-                    make_parser, open_run, positive, run, save, volume)
+                    make_parser, open_run, positive, require, run, save, volume)
 
 EPOCHS, STEPS = 10, 2_000   # both at least, so that few rows get enough steps
 BATCH = 64             # rows a step: ours
@@ -38,6 +38,8 @@ def get_args(argv=None):
     p.add_argument("--arch", choices=("fc", "ae", "linear", "procrustes", "shift"),
                    help="langalign, rev: the aligner of this arch, else the newest")
     p.add_argument("--seeds", type=positive, default=5, help="heads, each with its own start and batch order")
+    p.add_argument("--clean", action="store_true", help="langalign: on A(x) alone, as in the paper; without "
+                   "it on A(x) + a random residual of held-out pairs, y - A(x), if step 2 kept them (ours)")
     p.add_argument("--l2", type=float, default=0.05, help="weight of |w|^2 in the loss, on standardised "
                    "inputs: keeps the head off directions that the languages do not share (ours)")
     args = p.parse_args(argv)
@@ -50,22 +52,30 @@ def find_aligner(args, cache):
     reverse, make = args.method == "rev", f"python step2_align.py --out {args.out} --lang {args.lang}"
     for flag, value in (("reverse", ""), ("n", args.n), ("arch", args.arch)):
         make += f" --{flag} {value}" if value or flag == "reverse" and reverse else ""
+
+    def build(art):
+        require(art["residuals"].ndim == 2 and art["residuals"].shape[1] == cache.encoder.dim)
+        return {**art, "A": load_aligner(art, cache.encoder.dim), "residuals": art["residuals"].float()}
     paths = Path(args.out).glob(f"align-{args.lang}-{args.arch or '*'}-n{args.n or ''}*.pt")
     for path in sorted(paths, key=lambda path: -path.stat().st_mtime_ns):
-        art = load(path, "align", make, cache.encoder.fingerprint,
-                   lambda art: {**art, "A": load_aligner(art, cache.encoder.dim)})
+        art = load(path, "align", make, cache.encoder.fingerprint, build)
         if art["reverse"] == reverse and art["lang"] == args.lang and args.n in (None, art["n"]):
             return path, art
     raise UserError(f"{args.out}: no aligner like that for {args.lang}; make it with: {make}")
 
-def train_heads(x, y, classes, seeds, l2, device):
+def train_heads(x, y, classes, seeds, l2, device, residuals=()):
     """S linear heads at once, one a seed, by cross-entropy + l2 |w|^2 on embeddings x (N, D), labels y (N,).
+    Where there are `residuals` (M, D), each time a row of x is used another of them is added: target text
+    varies in ways that A does not foretell, and a head trained on A(x) alone relies on what that will hide.
 
     Returns {"weight": (S, C, D), "bias": (S, 1, C), "mean": (D,), "scale": (D,)}, what `logits` takes.
     """
     start = [torch.randn(x.shape[1], classes, generator=torch.Generator().manual_seed(s)).T for s in seeds]
     heads = {"weight": INIT * torch.stack(start), "bias": torch.zeros(len(seeds), 1, classes),
              "mean": x.mean(0), "scale": x.std(0).clamp_min(1e-6)}                 # inputs are standardised
+    if len(residuals):
+        heads["scale"] = (x.var(0) + residuals.var(0)).sqrt().clamp_min(1e-6)
+        residuals = (residuals / heads["scale"]).to(device)
     heads = {name: tensor.to(device) for name, tensor in heads.items()}
     weight, bias = heads["weight"].requires_grad_(), heads["bias"].requires_grad_()
     x, y, batches = (x.to(device) - heads["mean"]) / heads["scale"], y.to(device), -(-len(x) // BATCH)
@@ -73,10 +83,13 @@ def train_heads(x, y, classes, seeds, l2, device):
     optimizer = torch.optim.Adam([weight, bias], lr=LR, fused=True)
     schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, epochs * batches)
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+    places = torch.arange(len(x)) % max(1, len(residuals))   # along the shuffled rows: new pairs each epoch
     for epoch in tqdm(range(epochs), desc="heads", unit="epoch", delay=2, leave=False):
         order = torch.stack([torch.randperm(len(x), generator=g) for g in generators]).to(device)    # (S, N)
-        for index in order.split(BATCH, dim=1):                                                      # (S, B)
+        for index, place in zip(order.split(BATCH, dim=1), places.split(BATCH)):                # (S, B), (B,)
             rows = x.index_select(0, index.flatten()).view(*index.shape, -1)                    # (S, B, D)
+            if len(residuals):
+                rows += residuals[place]
             out = torch.baddbmm(bias.mT, weight, rows.mT)                                          # (S, C, B)
             loss = F.cross_entropy(out, y[index]) * len(seeds)         # mean over the batch, sum over seeds
             loss = loss + l2 * weight.square().sum()
@@ -99,20 +112,23 @@ def make_head(args, cache, info):
     seconds = {"encode": cache.seconds, "align": 0.0, **art.get("seconds", {})}    # of its own texts
     if method == "langalign":
         x, dev_x = art["A"].map(x), art["A"].map(dev_x)                            # A(e(d_en))
+    residuals = art["residuals"] if method == "langalign" and not args.clean else ()
+    seeds = [1000 * args.seed + s for s in range(args.seeds)]
     start = time.perf_counter()
-    heads = train_heads(x, y, len(info["labels"]), [1000 * args.seed + s for s in range(args.seeds)], args.l2,
-                        cache.device)
+    heads = train_heads(x, y, len(info["labels"]), seeds, args.l2, cache.device, residuals)
     seconds["head"] = time.perf_counter() - start
     dev = (logits(heads, dev_x).argmax(2) == dev_y).float().mean(1)                # (S,)
 
     n = len(texts) + len(dev_texts) if method == "translated" else art.get("n")
     variant = source.stem.split("-", 2)[2] if source else f"n{n}" if n else None
     path = Path(args.out, file_name("head", method, args.lang if lang != "en" else None, variant,
+                                    "clean" if args.clean else "",
                                     l2=args.l2 if args.l2 != 0.05 else None, seed=args.seed or None,
                                     seeds=args.seeds if args.seeds != 5 else None))
     majority = dev_y.bincount().max().item() / len(dev_y)
-    print(f"{method}{f' by {source}' if source else ''}: dev accuracy {dev.mean():.2%} +- "
-          f"{dev.std(correction=0):.2%}, majority class {majority:.2%} -> {path}")
+    made = f"{method}{f' by {source}' if source else ''}{' with its residuals' if len(residuals) else ''}"
+    print(f"{made}: dev accuracy {dev.mean():.2%} +- {dev.std(correction=0):.2%}, majority class "
+          f"{majority:.2%} -> {path}")
     if dev.mean() <= majority:
         print(f"warning: the head learned nothing, dev accuracy {dev.mean():.2%}, the majority's or less")
     english = load_translated(info["data"], info["task"], args.lang, n)[0] if method == "translated" else []

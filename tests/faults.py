@@ -9,7 +9,7 @@ clock, over the whole run, and half as often at a call of write, fsync or rename
 last rename. Every other run starts in a folder where the same command ran before, so that it has artifacts
 to overwrite. After a kill every file there must be whole and hold what an undisturbed run writes, and none
 may have vanished; then the same command must succeed and leave what an undisturbed run leaves, bit for bit,
-seconds aside. A temporary file of the killed process (.<name>.<pid>) may stay: no script reads one.
+seconds aside. A temporary file of the killed process (.<name>.<random>) may stay: no script reads one.
 
 Reads   <data>/sentiment/{en,ko} of data/toy.py and its encoder.
 Writes  nothing outside a temporary folder.

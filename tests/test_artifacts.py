@@ -458,7 +458,9 @@ REFUSED = {
     ],
     "align": [
         *(drop(name) for name in ("kind", "lm", "lang", "arch", "n", "reverse", "aligner", "state", "report",
-                                  "seconds", "cost")),
+                                  "residuals", "seconds", "cost")),
+        put("residuals", value=None), put("residuals", value=lambda t: t[:, :8]), put("residuals", value=poison(NAN)),
+        put("residuals", value=lambda t: t[0]), put("residuals", value=bulge),
         *(put("aligner", name, value=value) for name in ("dim", "depth", "hidden")
           for value in (HUGE, -1, "16", 2.5, [16], 8, 30_000)),
         put("aligner", "arch", value="cnn"), put("aligner", "dropout", value=7.0), put("aligner", value=[1]),

@@ -285,10 +285,48 @@ def test_heads_minimise_cross_entropy_plus_l2(monkeypatch):
     assert gradient.abs().max() > 0.02 and torch.allclose(gradient, -0.1 * heads["weight"].mT, atol=2e-3)
 
 
+def test_a_head_with_residuals_leaves_out_what_a_does_not_foretell():
+    """Two inputs tell the label alike; in target text noise hides one. The head on A(x) alone trusts both."""
+    g = torch.Generator().manual_seed(0)
+    x, noise = torch.randn(4000, 2, generator=g), torch.randn(4000, 2, generator=g) * torch.tensor([4.0, 0.2])
+    y, target = (x.sum(1) > 0).long(), x + noise                                   # A(x) = x
+    train, held, test = (slice(0, 2500), slice(2500, 3000), slice(3000, 4000))
+    accuracy = {}
+    for name, args in (("clean", (x[train], y[train], 2, [0, 1], 0.01, CPU)),
+                       ("residuals", (x[train], y[train], 2, [0, 1], 0.01, CPU, (target - x)[held])),
+                       ("translated", (target[train], y[train], 2, [0, 1], 0.01, CPU))):
+        heads = step3_head.train_heads(*args)
+        accuracy[name] = (common.logits(heads, target[test]).argmax(2) == y[test]).float().mean().item()
+        assert heads["scale"][0] > 3 or name == "clean"
+    assert accuracy["clean"] < 0.66 and accuracy["residuals"] > 0.72
+    assert accuracy["residuals"] == pytest.approx(accuracy["translated"], abs=0.01)
+
+
+@pytest.mark.parametrize("flags, gap, kept", [("", 0.1, True), ("--arch shift", 0.1, True), ("", 0.3, False),
+                                              ("--plain", 0.1, False), ("--reverse", 0.1, False)])
+def test_residuals_are_kept_of_task_text_only_and_used(folder, capsys, monkeypatch, flags, gap, kept):
+    """Those of the held-out pairs; a head goes without them where it is told to."""
+    monkeypatch.setattr(step2_align, "domain_gap", lambda *_: gap)
+    go(folder, f"step2_align --lang xx {flags}")
+    art = common.load(*folder.glob("align-xx-*.pt"), "align", "")
+    assert art["residuals"].shape == (9 if kept else 0, 16)
+    if kept:
+        assert art["residuals"].square().mean().item() == pytest.approx(art["report"]["A"]["mse"], rel=1e-4)
+    given = []
+    plain = step3_head.train_heads
+    monkeypatch.setattr(step3_head, "train_heads", lambda *args: given.append(args[-1]) or plain(*args))
+    rev = "--method rev" * ("reverse" in flags)
+    go(folder, "step3_head --method english", f"step3_head --lang xx {rev}", f"step3_head --lang xx {rev} --clean")
+    assert [len(residuals) for residuals in given] == [0, 9 if kept else 0, 0]
+    told = capsys.readouterr().out
+    assert told.count("with its residuals") == kept
+    assert len(list(folder.glob("head-*-clean.pt"))) == 1
+
+
 def test_logits_by_hand():
-    heads = {"weight": torch.tensor([[[1.0, 0.0], [0.0, 2.0]]]), "bias": torch.tensor([[[0.0, 5.0]]]),
+    heads = {"weight": torch.tensor([[[1.0, 3.0], [0.0, 2.0]]]), "bias": torch.tensor([[[0.0, 5.0]]]),
              "mean": torch.tensor([1.0, 1.0]), "scale": torch.tensor([2.0, 1.0])}
-    assert common.logits(heads, torch.tensor([[3.0, 2.0]])).tolist() == [[[1.0, 7.0]]]
+    assert common.logits(heads, torch.tensor([[3.0, 2.0]])).tolist() == [[[4.0, 7.0]]]
 
 
 @pytest.mark.parametrize("right, fires", [(18, True), (27, False)])       # of 30 rows, 18 of one class
