@@ -167,7 +167,7 @@ def label_ids(path, names, labels):
     """Label names -> (N,) int64; UserError with the line of the first that is none of `labels`."""
     for line, name in enumerate(names, 2):
         if name not in labels:
-            wrong = f"label {name!r}" if name else f"no label, as {names.count('')} rows"
+            wrong = f"label {name!r}" if name else f"no label, as {names.count('')} of {len(names)} rows"
             raise UserError(f"{path}:{line}: {wrong}; the English training labels are {labels}")
     return torch.tensor([labels.index(name) for name in names])
 
@@ -417,12 +417,12 @@ class Aligner(nn.Module):
         """The part with W."""
         return (x - self.mean_x) @ self.W + self.mean_y
 
-    def residual(self, x):
+    def learned(self, x):
         """The part with f."""
         return self.f((x - self.mean_x) / self.scale_x) * self.scale_y
 
     def forward(self, x):
-        return self.affine(x) if self.f is None else self.affine(x) + self.residual(x)
+        return self.affine(x) if self.f is None else self.affine(x) + self.learned(x)
 
     @torch.no_grad()
     def map(self, x, rows=8_192):
@@ -446,17 +446,16 @@ def logits(heads, x):
     return (x - heads["mean"]) / heads["scale"] @ heads["weight"].mT + heads["bias"]
 
 # Artifacts: plain dicts of tensors, numbers and strings
-NUMBER, NONE, COST = (int, float), type(None), dict(sentences=int, characters=int)
+NUMBER, COST = (int, float), dict(sentences=int, characters=int)
 REPORT = dict(A=dict(r2=NUMBER, p1=NUMBER), held_out=int)
 FORMS = {                                                    # what a reader takes from each kind
     "embed": dict(lm=str, state=dict, files=dict, pool=str, max_len=int, data=str, task=str, labels=list,
                   pair=bool),
     "cache": dict(lm=str, keys=torch.Tensor, embeddings=torch.Tensor, seconds=NUMBER),
     "align": dict(lm=str, lang=str, arch=str, n=int, reverse=bool, aligner=dict, state=dict, report=REPORT,
-                  residuals=torch.Tensor,
-                  seconds=dict(encode=NUMBER, align=NUMBER), cost=COST),
-    "head": dict(lm=str, lang=str, method=str, n=(int, NONE), labels=list, pair=bool, heads=dict, cost=COST,
-                 seconds=dict(encode=NUMBER, align=NUMBER, head=NUMBER))}
+                  residuals=torch.Tensor, seconds=dict(encode=NUMBER, align=NUMBER), cost=COST),
+    "head": dict(lm=str, lang=str, method=str, n=(int, type(None)), labels=list, pair=bool, heads=dict,
+                 cost=COST, seconds=dict(encode=NUMBER, align=NUMBER, head=NUMBER))}
 
 def digest(value):
     """Hex digest of nested dicts and lists of tensors, numbers and strings: same content, same digest."""

@@ -150,7 +150,7 @@ def tune(model, train, dev, args):
         loss = train_epoch(trained, rows, y, optimizer, schedule, scaler, generator, args, epoch)
         with torch.no_grad():
             dev_x = encode(encoder, dev_texts, args.device, progress="dev")        # (M, D)
-            accuracy = (model.linear(dev_x.to(args.device)).argmax(1).cpu() == dev_y).float().mean().item()
+            accuracy = (model.linear(dev_x.to(args.device)).argmax(1).cpu() == dev_y).double().mean().item()
         seconds = time.perf_counter() - start
         history.append({"epoch": epoch, "loss": loss, "dev": accuracy, "seconds": seconds})
         print(f"epoch {epoch}: loss {loss:.3f}, dev accuracy {accuracy:.2%}, {seconds:.0f} s", flush=True)
@@ -184,6 +184,8 @@ def main(argv=None):
     told = "the pretrained LM as it is" if best is None else f"best dev accuracy {best:.2%}"
     majority = dev[1].bincount().max().item() / len(dev[1])
     print(f"{told}, majority class {majority:.2%} -> {path} in {time.perf_counter() - start:.0f} s")
+    if best is not None and best <= majority:
+        print("warning: the LM learned nothing, dev accuracy is the majority's or less; give more rows")
 
 if __name__ == "__main__":
     run(main)

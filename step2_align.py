@@ -35,6 +35,7 @@ POOL = 2_000           # held-out pairs, and rows for the domain gap, at most; P
 WARN_R2 = 0.05         # below: A explains next to nothing of the targets' variance
 WARN_COLLAPSE = 0.1    # below: A's outputs vary by a small share of the targets' variance
 WARN_P1 = 0.02         # below: held-out translations are found about as often as by chance
+FEW = 50               # below: too few held-out pairs for the numbers to mean much
 SWAPPED = 0.8          # the translations' gap to the task's English, below this share of the English text's
 WARN_GAP = 0.2         # above: the pairs' English lies this far from the task's, in spreads of the task's
 
@@ -117,7 +118,7 @@ def train(aligner, x, y, held_x, held_y, args, device):
     for epoch in bar:
         aligner.train()
         for index in torch.randperm(len(x), generator=generator).to(device).split(BATCH):
-            loss = eq1(aligner.residual(x[index]), left[index])        # W's part is off both
+            loss = eq1(aligner.learned(x[index]), left[index])        # W's part is off both
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             optimizer.step()
@@ -163,6 +164,7 @@ def report(predicted, x, y, mean, gaps):
     print(f"  A's outputs have {spread:.2f} of the targets' variance; domain gap of pairs to task {gap:.2f}")
     (r2, cosine, p1), same = (rows["A"][key] for key in ("r2", "cosine", "p1")), rows["identity"]["cosine"]
     for fired, what in (                                     # `not`: what is nan fires, too
+            (len(y) < FEW, f"{len(y)} held-out pairs are few, the numbers above say little"),
             (not spread >= WARN_COLLAPSE, f"A collapsed, its outputs have {spread:.3f} of targets' variance"),
             (not r2 >= WARN_R2, f"A is no better than the mean, R^2 {r2:.3f}: do columns belong together?"),
             (p1 < max(WARN_P1, 2 / len(y)), f"P@1 is {p1:.1%}, chance: are text and translation on one row? "

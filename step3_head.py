@@ -25,7 +25,7 @@ BATCH = 64             # rows a step: ours
 LR = 1e-3              # peak learning rate of Adam, linear decay to 0: ours
 INIT = 0.02            # standard deviation of the first weights
 METHODS = {"langalign": "English through A", "english": "English, the floor",
-           "native": "target-language rows, the ceiling", "translated": "the translations and their labels",
+           "native": "target rows, the usual ceiling", "translated": "the translations and their labels",
            "rev": "English, with A in front at inference"}
 
 def get_args(argv=None):
@@ -45,6 +45,11 @@ def get_args(argv=None):
     args = p.parse_args(argv)
     if not args.lang and args.method != "english":
         raise UserError(f"--lang is missing: python step3_head.py --lang ko --method {args.method}")
+    mapped = args.method in ("langalign", "rev")
+    if args.clean and args.method != "langalign" or args.arch and not mapped or \
+            args.n and not mapped and args.method != "translated":
+        raise UserError("--clean goes with --method langalign, --arch with it and rev, --n with these and "
+                        "translated: leave out what does not")
     return args
 
 def find_aligner(args, cache):
@@ -65,7 +70,7 @@ def find_aligner(args, cache):
 
 def train_heads(x, y, classes, seeds, l2, device, residuals=()):
     """S linear heads at once, one a seed, by cross-entropy + l2 |w|^2 on embeddings x (N, D), labels y (N,).
-    Where there are `residuals` (M, D), each time a row of x is used another of them is added: target text
+    Where there are `residuals` (M, D), one of them is added each time a row of x is used: target text
     varies in ways that A does not foretell, and a head trained on A(x) alone relies on what that will hide.
 
     Returns {"weight": (S, C, D), "bias": (S, 1, C), "mean": (D,), "scale": (D,)}, what `logits` takes.

@@ -165,3 +165,12 @@ def test_a_text_that_is_cut_is_counted(folder, capfd):
     encoder.tokenize(texts[:1])
     assert capfd.readouterr().err == ""
     assert step2_align.WARN_P1 < 0.05
+
+
+def test_few_held_out_pairs_and_an_lm_that_learned_nothing_are_named(tiny, tmp_path, capsys):
+    folder = step1(tiny, tmp_path / "run", "--epochs", "1", "--lr", "0")           # dev: 60% of one class
+    said = capsys.readouterr().out
+    best = float(said.split("best dev accuracy ")[1].split("%")[0])
+    assert ("warning: the LM learned nothing" in said) == (best <= 60)
+    go(folder, "step2_align --lang xx --arch shift")
+    assert f"warning: {90 // 10} held-out pairs are few" in capsys.readouterr().out

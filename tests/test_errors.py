@@ -41,6 +41,9 @@ def listing(folder):
     (step2_align.main, ["--lang", "xx", "--device", "tpux"], "--device tpux"),
     (step3_head.main, ["--lang", "zz"], "no aligner .*make it with: python step2_align.py .*--lang zz"),
     (step3_head.main, ["--lang", "xx", "--n", 50], "no aligner .*--n 50"),
+    (step3_head.main, ["--lang", "xx", "--method", "native", "--clean"], "--clean goes with --method langalign"),
+    (step3_head.main, ["--lang", "xx", "--method", "native", "--n", 50], "--n with these and translated"),
+    (step3_head.main, ["--method", "english", "--arch", "ae"], "--arch with it and rev"),
     (step3_head.main, ["--lang", "xx", "--method", "rev"], "no aligner .*--reverse"),
     (step3_head.main, ["--lang", "zz", "--method", "native"], "mood/zz/train.tsv: No such file"),
     (step3_head.main, ["--lang", "xx", "--method", "magic"], "invalid choice"),
@@ -80,7 +83,7 @@ def test_step1_names_what_is_wrong_with_data_and_model(tiny, tmp_path):
     refuse(step1_embed.main, "--model", tmp_path / "hollow", "--data", data, "--task", "mood", *out, match="hollow")
     rows = [["good", "a film"], ["bad", "the film"]]
     for content, match in (([["good", "x"], ["good", "y"]], "labels are \\['good'\\]"),
-                           ([["", "x"], ["good", "y"]], "train.tsv:2: no label, as 1 rows")):
+                           ([["", "x"], ["good", "y"]], "train.tsv:2: no label, as 1 of 2 rows")):
         write(tmp_path / "d" / "t" / "en" / "train.tsv", ["label", "text"], content)
         refuse(step1_embed.main, "--model", model, "--data", tmp_path / "d", "--task", "t", *out, match=match)
     write(tmp_path / "d" / "t" / "en" / "train.tsv", ["label", "text"], rows * 9)

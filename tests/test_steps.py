@@ -316,11 +316,12 @@ def test_residuals_are_kept_of_task_text_only_and_used(folder, capsys, monkeypat
     plain = step3_head.train_heads
     monkeypatch.setattr(step3_head, "train_heads", lambda *args: given.append(args[-1]) or plain(*args))
     rev = "--method rev" * ("reverse" in flags)
-    go(folder, "step3_head --method english", f"step3_head --lang xx {rev}", f"step3_head --lang xx {rev} --clean")
-    assert [len(residuals) for residuals in given] == [0, 9 if kept else 0, 0]
-    told = capsys.readouterr().out
-    assert told.count("with its residuals") == kept
-    assert len(list(folder.glob("head-*-clean.pt"))) == 1
+    go(folder, "step3_head --method english", f"step3_head --lang xx {rev}")
+    assert [len(residuals) for residuals in given] == [0, 9 if kept else 0]
+    assert capsys.readouterr().out.count("with its residuals") == kept
+    if not rev:
+        go(folder, "step3_head --lang xx --clean")
+        assert len(given[-1]) == 0 and len(list(folder.glob("head-*-clean.pt"))) == 1
 
 
 def test_logits_by_hand():
@@ -356,7 +357,7 @@ def test_single_general_texts_for_a_pair_task_are_taken_with_a_warning(tiny, tmp
     ours = json.loads((folder / "results.json").read_text())[-1]
     assert ours["method"] == "langalign" and ours["sentences"] == len(rows) == 100
     assert ours["characters"] == sum(len(row[1]) for row in rows)
-    with pytest.raises(UserError, match="translated.tsv:2: no label, as 100 rows"):
+    with pytest.raises(UserError, match="translated.tsv:2: no label, as 100 of 100 rows"):
         go(folder, "step3_head --lang xx --method translated")
 
 
