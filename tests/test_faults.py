@@ -181,11 +181,15 @@ def test_ctrl_c_at_a_script_as_a_user_runs_it(world, name, args):
     world.reset(name, "before")
     with open(world.base / "user.err", "wb") as err, subprocess.Popen(
             [sys.executable, "-u", f"{name}.py", *world.commands[name], *args], cwd=ROOT, stderr=err,
-            stdout=subprocess.PIPE, text=True) as user:
-        assert user.stdout.readline().startswith(name[:4])   # the imports are over
-        time.sleep(0.02)
-        user.send_signal(signal.SIGINT)
-        user.stdout.read()
+            stdout=subprocess.PIPE, text=True,               # where the tests run in the background, a shell has
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)) as user:      # them ignore Ctrl-C
+        try:
+            assert user.stdout.readline().startswith(name[:4])                     # the imports are over
+            time.sleep(0.02)
+            user.send_signal(signal.SIGINT)
+            user.communicate(timeout=60)
+        finally:
+            user.kill()                                      # no hang if it went on
     stopped(world, user.returncode, "user")
     assert not list(world.run.glob("align-*"))
 
