@@ -43,6 +43,7 @@ def check(head, encoder, info):
     """`head`, if it fits the LM and the task: it may be a stranger's, so it is tried on two embeddings."""
     require(head["labels"] == info["labels"], f"labels {head['labels']}, not {info['labels']}")
     require(head["pair"] == info["pair"] and head["method"] in METHODS and head["arch"] in ARCHES)
+    require((head["lang"] == "en") == (head["method"] == "english"))
     x, classes, seeds = torch.zeros(2, encoder.dim), len(info["labels"]), len(head["heads"]["weight"])
     require([*map(tuple, (head["heads"][k].shape for k in ("weight", "bias", "mean", "scale")))] ==
             [(seeds, classes, encoder.dim), (seeds, 1, classes), (encoder.dim,), (encoder.dim,)])
@@ -60,7 +61,8 @@ def load_heads(out, lang, encoder, info):
     heads = [(path, load(path, "head", f"{make} --method {path.stem.split('-')[1]}, or delete it",
                          encoder.fingerprint, lambda head: check(head, encoder, info))) for path in paths]
     known = sorted({head["lang"] for _, head in heads} - {"en"})
-    langs, english = [lang] if lang else known, Path(out, "head-english.pt") in paths
+    langs, english = [lang] if lang else known, (Path(out, "head-english.pt"), "english") in (
+        (path, head["method"]) for path, head in heads)
     if not (langs and english and set(langs) <= set(known or langs)):              # english alone serves any
         there = " ".join(["en"] * english + known) or "no language"
         raise UserError(f"{out}: heads for {there}, not for en and {lang or 'another'}; make them: {make}")

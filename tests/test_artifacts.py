@@ -485,13 +485,14 @@ REFUSED = {
         put("heads", "scale", value=lambda t: 0 * t), put("heads", "weight", value=lambda t: t.mT),
         put("heads", value=None), put("heads", "weight", value=lambda t: t + 3e38), put("labels", value=None),
         put("labels", value=["bad", "good", "x" * 3000]), put("labels", value=["good", "bad"]),
-        put("method", value="magic"), put("method", value=7), put("lang", value=3),
+        put("method", value="magic"), put("method", value=7), put("lang", value=3), put("lang", value="en"),
         put("arch", value="cnn"), put("n", value="90"), put("n", value=-3), put("pair", value=1.5),
         put("alignment", value=None), put("alignment", "A", "r2", value="high"), drop("alignment", "held_out"),
         put("alignment", "held_out", value="9"), put("cost", value={"accuracy": 1.0}), put("cost", value=[1]),
         put("cost", "sentences", value=[1]), put("seconds", value={"head": "soon"}), put("seconds", value=9),
         put("dev", value=doubling), put("dev", value=deep),
     ],
+    "english": [put("lang", value="yy"), put("method", value="native")],
     "back": [
         put("aligner", value=None), put("state", value=None), put("state", "W", value=poison(NAN)),
         put("aligner", "dim", value=HUGE), put("aligner", "dim", value=30_000), drop("aligner", "arch"),
@@ -639,7 +640,7 @@ def mutate(rng, content):
     elif how == "more" and isinstance(home, dict):
         home[rng.choice(["more", 5, "", None, "kind"])] = copy.deepcopy(rng.choice(ODD))
     elif how == "tensor" and isinstance(home[key], torch.Tensor) and home[key].dtype != torch.uint8:
-        with contextlib.suppress(RuntimeError):              # one that torch has not for this type
+        with contextlib.suppress(RuntimeError, IndexError):  # one that torch has not for it, or it is empty
             home[key] = rng.choice(TENSORS)(home[key])
     else:
         home[key] = copy.deepcopy(rng.choice(ODD))
