@@ -1,6 +1,4 @@
-"""What the four scripts share: command line, data loaders, encoder, cache, aligner, artifacts.
-
-Reference implementation of LangAlign (arXiv 2503.18603). A script runs with this file beside it.
+"""What the four scripts of LangAlign (arXiv 2503.18603) share; a script runs with this file beside it.
 
 Symbols: e(.) the frozen multilingual encoder, A the aligner, d_en an English text, T(d_en) its translation.
 Shapes:  N rows, B batch, T tokens, D embedding width, C labels, S head seeds, V vocabulary.
@@ -8,16 +6,13 @@ A text is a tuple: (text,), or (text, text_b) in a pair task such as NLI, encode
 Embeddings are fp32 tensors (N, D) on the CPU, whatever made them.
 """
 import argparse
-import contextlib
 import functools
 import hashlib
+import io
 import os
-import pickletools
 import sys
 import tempfile
 import time
-import uuid
-import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -26,16 +21,15 @@ import torch.distributed as dist
 import torch.nn as nn
 import transformers
 from tqdm import tqdm
-from transformers import AutoConfig, AutoModel, AutoTokenizer
 
 FORMAT = 4             # of every .pt written here; raise it when a reader of the old form would misread
 SHUFFLE_SEED = 2503    # of the order whose prefixes are the n pairs; not --seed, so 5000 is inside 20000
 DEFAULT_N = 20_000     # translated pairs; the paper uses 5K to 50K
 HELD_OUT = 0.1         # share of the pairs held out in step 2, and of train where there is no dev.tsv
 RANK, WORLD = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))     # set by torchrun
-STALE = 3_600          # seconds after which a temporary file is a killed run's
 SHARD = 5_000          # rows a cache file holds: the most that a killed run can lose
-BATCH_TOKENS = {"cpu": 1_024, "cuda": 65_536, "mps": 16_384}     # of an encoding batch, with padding
+transformers.logging.set_verbosity_error()     # its report on BERT's pooler drowns ours
+BATCH_TOKENS = {"cpu": 1_024, "cuda": 65_536}                    # of an encoding batch, with padding
 
 # Command line
 class UserError(Exception):
@@ -45,80 +39,69 @@ class Parser(argparse.ArgumentParser):
     def error(self, message):
         raise UserError(f"{message}; see: python {self.prog} --help")
 
-class HelpPage(argparse.RawDescriptionHelpFormatter):
-    """The script's docstring as it stands, then every flag with its default, if it has one."""
-    def _get_help_string(self, action):
-        plain = any(action.default is none for none in (None, False, argparse.SUPPRESS))
-        return action.help if plain else f"{action.help} (default: %(default)s)"
-
 def make_parser(doc):
     """Parser with the flags that every script has; `doc` is the script's docstring."""
-    p = Parser(description=doc, formatter_class=HelpPage)
-    p.add_argument("--out", default="runs", help="run folder: the artifacts (.pt) of one LM and one task")
+    p = Parser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("--out", default="runs", help="folder of one LM and task's files (default: %(default)s)")
     p.add_argument("--device", help="cuda, cuda:1, mps or cpu; without it the first of these that is there")
     p.add_argument("--amp", choices=("auto", "off", "bf16", "fp16"), default="auto",
-                   help="precision of the LM; auto: bf16 where native, else fp16 on CUDA, fp32 elsewhere")
-    p.add_argument("--seed", type=int, default=0, help="of initial weights, batch order and resampling")
+                   help="precision of the LM; auto (default): bf16 if native, else fp16 on CUDA, else fp32")
+    p.add_argument("--seed", type=int, default=0, help="of weights, order, resampling (default: 0)")
     return p
 
-def number(kind, low, below, words):
-    """argparse type: a number of `kind` from `low` to less than `below`, `words` in an error."""
+def number(low, below=float("inf"), kind=int):
+    """argparse type: a number of `kind` from `low` to less than `below`."""
     def parse(text):
-        with contextlib.suppress(ValueError):
-            if low <= kind(text) < below:
-                return kind(text)
-        raise argparse.ArgumentTypeError(f"{text!r} is not {words}")
+        if not low <= kind(text) < below:
+            raise ValueError                                 # argparse's words: invalid ... value
+        return kind(text)
+    parse.__name__ = f"{kind.__name__} from {low} to below {below}"
     return parse
 
-positive = number(int, 1, float("inf"), "a whole number above 0")
-share = number(float, 0, 1, "a number from 0 to below 1")
+positive, share = number(1), number(0, 1, float)
 
 def run(main):
-    """Call `main()`. A UserError becomes one line on stderr and exit status 2, Ctrl-C one line and 130."""
+    """Call `main()`. What the user can mend becomes one line on stderr and exit status 2, Ctrl-C 130."""
     try:
         main()
         if WORLD > 1:
             dist.destroy_process_group()
-    except UserError as err:
+    except (UserError, OSError) as err:                      # OSError: no such file, disk full
         print("error:", *str(err).splitlines(), file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print("stopped; nothing is half-written, the same command goes on from the cache", file=sys.stderr)
         sys.exit(130)
-    except BrokenPipeError:                                  # `... | head`: the reader has what it wants
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 def pick_device(args):
-    """(device, autocast dtype or None for fp32, both in words with the reason) from --device and --amp."""
-    mps = torch.backends.mps.is_available()
-    name = args.device or ("cuda" if torch.cuda.is_available() else "mps" if mps else "cpu")
+    """(device, autocast dtype or None for fp32, both in words with the reason) from --device and --amp.
+    Under torchrun this meets the other ranks, by nccl on CUDA, by gloo elsewhere."""
+    name = args.device or str(torch.accelerator.current_accelerator(check_available=True) or "cpu")
     name = f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if name == "cuda" else name
     try:
         device = torch.device(name)
         torch.zeros(1, device=device)
     except (RuntimeError, AssertionError) as err:
         raise UserError(f"--device {name}: {str(err).splitlines()[0]}; leave the flag out")
-    if WORLD > 1 and not dist.is_initialized():
-        join_ranks(device)
+    if WORLD > 1 and not dist.is_initialized():              # torchrun: only rank 0 prints and writes
+        if device.type == "cuda":
+            torch.cuda.set_device(device)
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+        if RANK:
+            sys.stdout = open(os.devnull, "w")
+            tqdm.__init__ = functools.partialmethod(tqdm.__init__, disable=True)
     has = getattr(torch.cpu, "get_capabilities", dict)()
     native = device.type == "cpu" and (has.get("avx512_bf16") or has.get("amx_bf16")) or \
         device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
     auto = torch.bfloat16 if native else torch.float16 if device.type == "cuda" else None
     dtype = {"auto": auto, "off": None, "bf16": torch.bfloat16, "fp16": torch.float16}[args.amp]
     why = f"--amp {args.amp}" if args.amp != "auto" else "native" if native else "no native bf16"
-    where = device if WORLD == 1 else f"{WORLD} x {device}"
-    return device, dtype, f"{where} {str(dtype or torch.float32)[6:]} ({why})"
-
-def join_ranks(device):
-    """Under torchrun: meet the other ranks, nccl on CUDA, gloo elsewhere. Only rank 0 prints and writes."""
-    if device.type == "cuda":
-        torch.cuda.set_device(device)
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
-    if RANK:
-        sys.stdout = open(os.devnull, "w")
-        tqdm.__init__ = functools.partialmethod(tqdm.__init__, disable=True)
+    return device, dtype, f"{WORLD} x " * (WORLD > 1) + f"{device} {str(dtype or torch.float32)[6:]} ({why})"
 
 # Data: <root>/<task>/<lang>/{train,dev,test,translated}.tsv
+ROWS = "label text", "label text text_b"                     # headers of a file, of a pair task's
+PAIRS = "label text translation", "label text text_b translation translation_b"       # and of translated.tsv
+
 def read_lines(path):
     """Lines of a UTF-8 file. A line ends at "\\n" or CRLF, nowhere else. UserError with file and line."""
     try:
@@ -130,56 +113,40 @@ def read_lines(path):
     except (OSError, ValueError) as err:                     # ValueError: NUL in the name
         folder = next(p for p in Path(path).parents if os.path.exists(p))    # the last level that is there
         there = " ".join(sorted(p.name for p in folder.iterdir()))
-        raise UserError(f"{path}: {getattr(err, 'strerror', err)}; {folder} has: {there}; data/README.md "
-                        "tells what a task needs, python data/toy.py makes a toy world")
+        raise UserError(f"{path}: {getattr(err, 'strerror', err)}; {folder} has: {there}; see data/README.md")
     return [line.removesuffix("\r") for line in text.rstrip("\r\n").split("\n")]
 
-def read_tsv(path, required, optional=()):
-    """Columns of a tab-separated file with a header and no quoting.
-
-    Returns (names, rows): the required and the present optional columns, and one tuple of strings a row in
-    that order; row i stands on line i + 2. Raises UserError with file and line.
-    """
+def read_tsv(path, *headers):
+    """Rows of a tab-separated file without quoting whose header is one of `headers` ("label text"): a list
+    of tuples, a string a column; row i stands on line i + 2. Raises UserError with file and line."""
     lines = read_lines(path)
     header = lines[0].split("\t")
-    missing = [name for name in required if name not in header]
-    if missing or len(set(header)) < len(header):
-        wrong = f"no column {missing[0]!r}" if missing else "a column twice"
-        raise UserError(f"{path}:1: {wrong} in the header {header}; give: {' '.join([*required, *optional])}")
-    if len(lines) < 2:
-        raise UserError(f"{path}: no rows below the header; data/README.md shows what a file holds")
-    names = [*required, *(name for name in optional if name in header)]
-    places = [header.index(name) for name in names]
-    rows = []
-    for number, line in enumerate(lines[1:], 2):
-        cells = line.split("\t")
-        if len(cells) != len(header) or cells == header:
-            wrong = "the header again" if cells == header else f"{len(cells)} columns, not {len(header)}"
+    if header not in [allowed.split() for allowed in headers]:
+        raise UserError(f"{path}:1: the header is {header}, not, between tabs: {' or: '.join(headers)}")
+    rows = [tuple(line.split("\t")) for line in lines[1:]]
+    for number, row in enumerate(rows, 2):
+        if len(row) != len(header) or list(row) == header:
+            wrong = "the header again" if list(row) == header else f"{len(row)} columns, not {len(header)}"
             raise UserError(f"{path}:{number}: {wrong}; one row a line, no tab or line break inside a text")
-        row = tuple(cells[place] for place in places)
-        for name, cell in zip(names, row):
-            if not cell.strip() and name != "label":
-                raise UserError(f"{path}:{number}: empty {name}; fill it or delete the row")
-        rows.append(row)
-    return names, rows
+        if not all(cell.strip() for cell in row[1:]):
+            raise UserError(f"{path}:{number}: an empty text; fill it or delete the row")
+    if len(rows) < 2:
+        raise UserError(f"{path}: {len(rows) or 'no'} rows below the header; give two or more")
+    return rows
 
-def label_ids(path, names, labels):
-    """Label names -> (N,) int64; UserError with the line of the first that is none of `labels`."""
-    for line, name in enumerate(names, 2):
-        if name not in labels:
-            wrong = f"label {name!r}" if name else f"no label, as {names.count('')} of {len(names)} rows"
-            raise UserError(f"{path}:{line}: {wrong}; the English training labels are {labels}")
-    return torch.tensor([labels.index(name) for name in names])
+def label_ids(path, rows, labels):
+    """The rows' first column -> (N,) int64; UserError with the line of the first that is none of `labels`."""
+    for line, row in enumerate(rows, 2):
+        if row[0] not in labels:
+            raise UserError(f"{path}:{line}: label {row[0]!r}; the English training labels are {labels}")
+    return torch.tensor([labels.index(row[0]) for row in rows])
 
 def load_task(root, task, lang, split, labels=None, pair=None):
-    """Rows of one split: (texts, y (N,) int64, labels). labels None: the sorted set of this file's; pair: the
-    task is one of text pairs, or not, None: either."""
+    """A split: (texts, y (N,) int64, labels). labels None: this file's, sorted; pair: text pairs or not."""
     path = Path(root, task, lang, f"{split}.tsv")
-    columns, rows = read_tsv(path, ("label", "text"), ("text_b",))
-    if pair not in (None, "text_b" in columns):
-        raise UserError(f"{path}:1: {'no' if pair else 'a'} column text_b, other than English train.tsv")
+    rows = read_tsv(path, *(ROWS if pair is None else ROWS[pair:pair + 1]))
     labels = labels or sorted({row[0] for row in rows} - {""})
-    y = label_ids(path, [row[0] for row in rows], labels)
+    y = label_ids(path, rows, labels)
     if len(labels) < 2:
         raise UserError(f"{path}: the labels are {labels}; a task needs two or more")
     return [row[1:] for row in rows], y, labels
@@ -190,39 +157,26 @@ def fixed_order(count):
 
 def load_train_dev(root, task, lang, labels, pair=None, translated=False, n=None):
     """((texts, y) of train, (texts, y) of dev) of a language, or of the translations and labels of n pairs.
-
-    Dev is dev.tsv; where there is none, and for translations, it is a tenth of the rows, held out.
-    """
-    path = Path(root, task, lang, "translated.tsv" if translated else "train.tsv")
+    Dev is dev.tsv; where there is none, and for translations, it is a tenth of the rows, held out."""
     if translated:
-        _, texts, names = load_translated(root, task, lang, n, labels)
-        y = label_ids(path, names, labels)
+        _, texts, y = load_translated(root, task, lang, n, labels)
     else:
         texts, y, _ = load_task(root, task, lang, "train", labels, pair)
         if Path(root, task, lang, "dev.tsv").exists():
             return (texts, y), load_task(root, task, lang, "dev", labels, pair)[:2]
-    if len(texts) < 2:
-        raise UserError(f"{path}: one row, but one is to train on and one held out; give two or more")
-    order = fixed_order(len(texts))
-    cut = len(order) - max(1, int(HELD_OUT * len(order)))
-    return tuple(([texts[i] for i in part], y[part]) for part in (order[:cut], order[cut:]))
+    order, held = fixed_order(len(texts)), max(1, int(HELD_OUT * len(texts)))
+    return tuple(([texts[i] for i in part], y[part]) for part in (order[:-held] or order, order[-held:]))
 
 def load_translated(root, task, lang, n=None, labels=None):
-    """The first n pairs of translated.tsv in the fixed order; n None: DEFAULT_N, or all if fewer.
-    With `labels` every row must have one of them.
-
-    Returns (English texts, their translations, label names, "" where unlabelled).
-    """
+    """The first n pairs of translated.tsv in the fixed order; n None: DEFAULT_N, or all if fewer: (English
+    texts, their translations, y (n,) if there are `labels`, of which each row must have one)."""
     path = Path(root, task, lang, "translated.tsv")
-    names, rows = read_tsv(path, ("label", "text", "translation"), ("text_b", "translation_b"))
-    if ("text_b" in names) != ("translation_b" in names):
-        raise UserError(f"{path}:1: one of text_b and translation_b; pair tasks have both, other text none")
+    rows = read_tsv(path, *PAIRS)
     if n is not None and n > len(rows):
         raise UserError(f"--n {n}: {path} has {len(rows)} pairs; use --n {len(rows)}, or translate more rows")
-    if labels:
-        label_ids(path, [row[0] for row in rows], labels)    # before the shuffle: an error names the line
-    rows = [rows[i] for i in fixed_order(len(rows))[:n or DEFAULT_N]]
-    return [row[1::2] for row in rows], [row[2::2] for row in rows], [row[0] for row in rows]
+    order, half = fixed_order(len(rows))[:n or DEFAULT_N], len(rows[0]) // 2 + 1
+    y = label_ids(path, rows, labels)[order] if labels else None
+    return [rows[i][1:half] for i in order], [rows[i][half:] for i in order], y
 
 def volume(texts):
     """What translating `texts` is billed by: {"sentences": a pair has two, "characters": of the source}."""
@@ -235,10 +189,8 @@ def masked_mean(hidden, attention_mask):
     return (hidden * mask).sum(1) / mask.sum(1)
 
 class Encoder(nn.Module):
-    """e(.): last hidden states of a Hugging Face encoder, pooled to one vector a text.
-
-    pool: "mean" over the tokens, or "cls", the first token; max_len: tokens a text is cut to.
-    """
+    """e(.): last hidden states of a Hugging Face encoder, pooled to one vector a text: "mean" over the tokens
+    or "cls", the first token. max_len: tokens a text is cut to."""
     def __init__(self, lm, tokenizer, pool, max_len):
         super().__init__()
         if lm.config.is_encoder_decoder or tokenizer.pad_token_id is None or max_len < 1:
@@ -251,7 +203,6 @@ class Encoder(nn.Module):
         self.max_len = min(max_len, positions, tokenizer.model_max_length)
         self.dim = lm.config.hidden_size
         self.amp = None                                      # dtype of autocast, None: as the weights are
-        self.fingerprint = None                              # set by save_encoder and load_encoder
 
     def forward(self, batch):
         """A batch of `pad` -> (B, D) fp32."""
@@ -261,12 +212,8 @@ class Encoder(nn.Module):
 
     def tokenize(self, texts):
         """One {"input_ids": [...], maybe "token_type_ids": [...]} a text, cut to max_len tokens."""
-        if not texts:
-            return []
-        if len({len(text) for text in texts}) > 1:
-            raise UserError("single texts and text pairs in one list; a task has one or the other")
         out = self.tokenizer(*map(list, zip(*texts)), truncation=True, max_length=self.max_len,
-                             return_attention_mask=False)
+                             return_attention_mask=False) if texts else {}
         rows = [dict(zip(out, row)) for row in zip(*out.values())]
         full = sum(len(row["input_ids"]) == self.max_len for row in rows)
         if full:
@@ -274,33 +221,25 @@ class Encoder(nn.Module):
                        file=sys.stderr)
         return rows
 
-def move(tensor, device):
-    """A CPU tensor on the device; a GPU copies it from pinned memory while it computes."""
-    return (tensor.pin_memory() if device.type == "cuda" else tensor).to(device, non_blocking=True)
-
-def pad(rows, pad_id, device):
+def pad(rows, tokenizer, device):
     """Tokenised rows -> dict of (B, T) int64 tensors, padded on the right, with the attention mask."""
-    lengths = torch.tensor([len(row["input_ids"]) for row in rows])
-    width = int(lengths.max())
-    batch = {name: torch.tensor([row[name] + [pad_id if name == "input_ids" else 0] * (width - len(row[name]))
-                                 for row in rows]) for name in rows[0]}
-    batch["attention_mask"] = (torch.arange(width) < lengths[:, None]).long()
-    return {name: move(tensor, device) for name, tensor in batch.items()}
+    batch = tokenizer.pad(rows, padding_side="right", return_tensors="pt")
+    if device.type == "cuda":                                # pinned: copied while the GPU computes
+        batch = {name: tensor.pin_memory() for name, tensor in batch.items()}
+    return {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}
 
 def load_pretrained(name, pool, max_len):
     """Encoder from a hub name or a folder, as fp32 whatever its file holds; UserError if it is none."""
-    transformers.logging.set_verbosity_error()               # its report on BERT's pooler drowns ours
     try:
-        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
-        lm = AutoModel.from_pretrained(name, dtype=torch.float32, trust_remote_code=False)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+        lm = transformers.AutoModel.from_pretrained(name, dtype=torch.float32, trust_remote_code=False)
         return Encoder(lm, tokenizer, pool, max_len)
     except Exception as err:                                 # hub, file and class each raise their own
         why = " ".join(str(err).split())[:150]
         raise UserError(f"--model {name}: {why}; give an encoder's hub name or folder, or run data/toy.py")
 
 def batches(lengths, budget):
-    """Row numbers in batches of similar length and at most `budget` tokens, longest first: if memory
-    runs out, it does at once."""
+    """Row numbers in batches of at most `budget` tokens, longest first: memory runs out at once, if ever."""
     order = np.argsort(-np.asarray(lengths), kind="stable").tolist()
     while order:
         size = max(1, budget // lengths[order[0]])
@@ -314,11 +253,11 @@ def encode(encoder, texts, device, budget=None, progress="encode"):
     encoder.eval()
     out, mine = torch.zeros(len(texts), encoder.dim, device=device), torch.arange(RANK, len(texts), WORLD)
     rows = encoder.tokenize(texts[RANK::WORLD])
-    cut = batches([len(row["input_ids"]) for row in rows], budget or BATCH_TOKENS[device.type])
+    cut = batches([len(row["input_ids"]) for row in rows], budget or BATCH_TOKENS.get(device.type, 16_384))
     with tqdm(total=len(rows), desc=progress, unit="row", delay=2, leave=False) as bar:
         for index in cut:
-            batch = pad([rows[i] for i in index], encoder.tokenizer.pad_token_id, device)
-            out[move(mine[index], device)] = encoder(batch)
+            batch = pad([rows[i] for i in index], encoder.tokenizer, device)
+            out[mine[index].to(device)] = encoder(batch)
             bar.update(len(index))
     if WORLD > 1:
         dist.all_reduce(out)                                 # a row is 0 on all ranks but one
@@ -326,59 +265,50 @@ def encode(encoder, texts, device, budget=None, progress="encode"):
 
 class Cache:
     """Embeddings of one frozen LM on disk, found by the text itself: <out>/cache/<fingerprint>-<dtype>/*.pt.
-
     Only texts never seen before are encoded, so n=50000 after n=20000 costs 30000. Files hold SHARD rows a
-    rank, are written whole, never change, and are read memory-mapped, one at a time.
-    """
+    rank, are written whole, never change, and are read memory-mapped, one at a time."""
     def __init__(self, encoder, out, device):
         if encoder.training or any(p.requires_grad for p in encoder.parameters()):
             raise UserError("the LM is not frozen: load_encoder freezes it, and embeddings of it may be kept")
         self.encoder, self.device = encoder, device
         self.folder = Path(out, "cache", f"{encoder.fingerprint[:16]}-{str(encoder.lm.dtype)[6:]}")
         self.encoded = 0                                     # texts that this process had to encode
-        self.shards, self.where = [], {}                     # files; digest of a text -> (shard, row)
-        self.pace = []                                       # seconds a row, of each shard
+        self.where = {}                                      # digest of a text -> (file, row, seconds)
         for path in sorted(self.folder.glob("*.pt")):
-            self._add(path)
+            self._read(path)
 
-    def _load(self, path):
+    def _read(self, path):
+        """The embeddings in a file, (M, D); notes where their texts are."""
         def build(art):
-            keys = art["keys"].numpy().tobytes()             # 16 bytes a row
+            keys, pace = art["keys"].numpy().tobytes(), art["seconds"] / len(art["embeddings"])
             require(art["embeddings"].shape == (len(keys) / 16, self.encoder.dim))
-            return keys, art["embeddings"], art["seconds"] / len(art["embeddings"])
+            self.where |= {keys[16 * i:16 * i + 16]: (path, i, pace) for i in range(len(keys) // 16)}
+            return art["embeddings"].float()
         return load(path, "cache", f"rm {path}", self.encoder.fingerprint, build)
-
-    def _add(self, path):
-        keys, _, pace = self._load(path)
-        self.where |= {keys[16 * i:16 * i + 16]: (len(self.shards), i) for i in range(len(keys) // 16)}
-        self.shards.append(path)
-        self.pace.append(pace)
 
     def __call__(self, texts, progress="encode"):
         """Texts -> (N, D) fp32. Sets `seconds`: what encoding them costs, in this run or an earlier one."""
         keys = [hashlib.blake2b("\t".join(text).encode(), digest_size=16).digest() for text in texts]
-        todo = list({key: text for key, text in zip(keys, texts) if key not in self.where}.items())
-        size = SHARD * WORLD
-        for start in range(0, len(todo), size):              # a fixed cut: a killed run goes on alike
-            part = todo[start:start + size]
-            label = f"{progress} {start // size + 1}/{-(-len(todo) // size)}"
-            start = time.perf_counter()
-            embeddings = encode(self.encoder, [text for _, text in part], self.device, progress=label)
+        new = [item for item in dict(zip(keys, texts)).items() if item[0] not in self.where]
+        for i in range(0, len(new), SHARD * WORLD):          # a fixed cut: a killed run goes on alike
+            part, start = dict(new[i:i + SHARD * WORLD]), time.perf_counter()
+            embeddings = encode(self.encoder, list(part.values()), self.device, progress=progress)
             seconds = time.perf_counter() - start
             if not embeddings.isfinite().all():
                 raise UserError("an embedding is not finite: try --amp off, or look at the LM")
-            packed = torch.frombuffer(bytearray(b"".join(key for key, _ in part)), dtype=torch.uint8)
+            packed = torch.frombuffer(bytearray(b"".join(part)), dtype=torch.uint8)
             path = self.folder / f"{digest(packed)}.pt"
             save(path, "cache", lm=self.encoder.fingerprint, keys=packed, embeddings=embeddings,
                  seconds=seconds)
-            self._add(path)
+            self._read(path)
             self.encoded += len(part)
-        places = np.array([self.where[key] for key in keys])          # (N, 2)
-        self.seconds = sum(self.pace[self.where[key][0]] for key in set(keys))
+        self.seconds, files = sum(self.where[key][2] for key in set(keys)), {}
+        for place, key in enumerate(keys):
+            files.setdefault(self.where[key][0], []).append((place, self.where[key][1]))
         out = torch.empty(len(texts), self.encoder.dim)
-        for shard in np.unique(places[:, 0]):
-            mine = np.flatnonzero(places[:, 0] == shard)
-            out[mine] = self._load(self.shards[shard])[1][places[mine, 1]]
+        for path, places in files.items():
+            mine, rows = torch.tensor(places).T
+            out[mine] = self._read(path)[rows]
         return out
 
 # A: the aligner
@@ -393,12 +323,10 @@ class Aligner(nn.Module):
     """A(x) = (x - mean_x) W + f((x - mean_x) / scale_x) * scale_y + mean_y, embeddings (N, D) -> (N, D).
 
     arch "fc": f is `depth` Linear layers of width `hidden` (None: D), ReLU and Dropout between.
-    arch "ae": f is an encoder of `depth` layers down to a bottleneck of `hidden` (None: D // 2) and a decoder
-               of as many back, widths in equal steps; the paper has 3 and 3.
+    arch "ae": f has `depth` layers down to a bottleneck of `hidden` (None: D // 2), and as many back up.
     else:      no f. W (D, D) is a closed form (shift, procrustes, linear).
     With fc and ae W is 0 in the paper's form, --plain, and else (ours) the closed form "linear", fixed.
-    Means and scales are statistics of the training pairs: (D,), scale_y one number.
-    """
+    Means and scales are statistics of the training pairs: (D,), scale_y one number."""
     def __init__(self, arch, dim, depth=None, hidden=None, dropout=0.0):
         super().__init__()
         self.config = dict(arch=arch, dim=dim, depth=depth, hidden=hidden, dropout=dropout)
@@ -408,17 +336,14 @@ class Aligner(nn.Module):
         elif arch == "ae":
             down = np.linspace(dim, hidden or dim // 2, depth + 1).round().astype(int).tolist()
             self.f = mlp(down + down[-2::-1], dropout)
-        for name, value in (("mean_x", torch.zeros(dim)), ("scale_x", torch.ones(dim)),
-                            ("mean_y", torch.zeros(dim)), ("scale_y", torch.ones(())),
-                            ("W", torch.zeros(dim, dim))):
-            self.register_buffer(name, value)
+        shapes = dict(mean_x=(dim,), scale_x=(dim,), mean_y=(dim,), scale_y=(), W=(dim, dim))
+        for name, shape in shapes.items():
+            self.register_buffer(name, torch.full(shape, float("scale" in name)))
 
-    def affine(self, x):
-        """The part with W."""
+    def affine(self, x):                                     # the part with W
         return (x - self.mean_x) @ self.W + self.mean_y
 
-    def learned(self, x):
-        """The part with f."""
+    def learned(self, x):                                    # the part with f
         return self.f((x - self.mean_x) / self.scale_x) * self.scale_y
 
     def forward(self, x):
@@ -446,30 +371,23 @@ def logits(heads, x):
     return (x - heads["mean"]) / heads["scale"] @ heads["weight"].mT + heads["bias"]
 
 # Artifacts: plain dicts of tensors, numbers and strings
-NUMBER, COST = (int, float), dict(sentences=int, characters=int)
-REPORT = dict(A=dict(r2=NUMBER, p1=NUMBER), held_out=int)
-FORMS = {                                                    # what a reader takes from each kind
-    "embed": dict(lm=str, state=dict, files=dict, pool=str, max_len=int, data=str, task=str, labels=list,
-                  pair=bool),
-    "cache": dict(lm=str, keys=torch.Tensor, embeddings=torch.Tensor, seconds=NUMBER),
-    "align": dict(lm=str, lang=str, arch=str, n=int, reverse=bool, aligner=dict, state=dict, report=REPORT,
-                  residuals=torch.Tensor, seconds=dict(encode=NUMBER, align=NUMBER), cost=COST),
-    "head": dict(lm=str, lang=str, method=str, n=(int, type(None)), labels=list, pair=bool, heads=dict,
-                 cost=COST, seconds=dict(encode=NUMBER, align=NUMBER, head=NUMBER))}
-
-def digest(value):
-    """Hex digest of nested dicts and lists of tensors, numbers and strings: same content, same digest."""
+def digest(value, room=float("inf")):
+    """Hex digest of nested dicts and lists of finite tensors, numbers and strings: same content, same digest.
+    UserError for anything else, and for a tensor of over `room` bytes: a file may declare any size."""
     if isinstance(value, torch.Tensor):
+        require(value.layout == torch.strided and value.numel() * value.element_size() <= room)
+        require(not value.is_complex() and value.isfinite().all())
         head = f"{value.dtype}{tuple(value.shape)}"
-        parts = [value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy()]
+        tail = value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy()
     elif isinstance(value, (dict, list, tuple)):
-        head, ordered = f"{type(value).__name__}{len(value)}", isinstance(value, (list, tuple))
-        parts = [digest(item).encode() for item in (value if ordered else sorted(value.items()))]
+        items = sorted(value.items()) if isinstance(value, dict) else value
+        head = f"{type(value).__name__}{len(value)}"
+        tail = "".join(digest(item, room) for item in items).encode()
     else:
-        head, parts = f"{type(value).__name__}{value!r}", []
+        require(isinstance(value, (str, int, float, type(None))))
+        head, tail = f"{type(value).__name__}{value!r}", b""
     hasher = hashlib.blake2b(head.encode(), digest_size=20)
-    for part in parts:
-        hasher.update(part)
+    hasher.update(tail)
     return hasher.hexdigest()
 
 def save(path, kind, args=None, **content):
@@ -479,100 +397,51 @@ def save(path, kind, args=None, **content):
     content |= {"kind": kind, "format": FORMAT, "torch": str(torch.__version__),   # str: not its own class
                 "transformers": transformers.__version__}
     content["digest"] = digest(content)
-    write_whole(path, lambda file: torch.save(content, file))
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    write_whole(path, buffer.getbuffer())
 
-def wait():
-    """Return when all ranks have come here."""
-    if WORLD > 1:
-        dist.barrier()
-
-def write_whole(path, write):
-    """Call write(binary file) on a temporary file beside `path`, then rename it to `path`. Under torchrun all
-    ranks wait until rank 0 has."""
+def write_whole(path, content):
+    """Write bytes to a temporary file beside `path`, then rename it to `path`: all or nothing. Under torchrun
+    rank 0 does, and all ranks wait for it."""
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")     # containers share process ids
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.{time.time_ns()}")     # containers share ids
+    if WORLD > 1:
+        dist.barrier()                                       # all have read what this may replace
     try:
-        wait()
-        if RANK:
-            return
-        path.parent.mkdir(parents=True, exist_ok=True)
-        for old in path.parent.glob(f".{path.name}.*"):
-            if time.time() - old.stat().st_mtime > STALE:
-                old.unlink(missing_ok=True)                  # of a killed run
-        with open(temporary, "wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except (OSError, RuntimeError) as err:
-        cause = err.__context__                              # torch.save raises its own over what stopped it
-        if isinstance(cause, KeyboardInterrupt):
-            raise cause
-        why = str(cause if isinstance(cause, OSError) else err).splitlines()[0]
-        raise UserError(f"{path}: cannot be written ({why}); free space or change --out")
+        if RANK == 0:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            temporary.write_bytes(content)
+            os.replace(temporary, path)
+    except OSError as err:
+        raise UserError(f"{path}: cannot be written ({err.strerror}); free space or change --out")
     finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
-        wait()
+        if temporary.exists():
+            temporary.unlink()
+        if WORLD > 1:
+            dist.barrier()
 
 def require(fine, words="a value of another type, shape or size"):
     if not fine:
         raise UserError(words)
 
-def check_file(path):
-    """Raise unless a .pt file is stored uncompressed and asks its reader for nothing but tensors."""
-    with zipfile.ZipFile(path) as parts:
-        require(not any(part.compress_type for part in parts.infolist()))
-        pickles = [parts.read(name) for name in parts.namelist() if name.endswith(".pkl")]
-    codes = [code for pickle in pickles for code in pickletools.genops(pickle)]
-    for made in {made for code, made, _ in codes if code.name == "GLOBAL"}:
-        require(made in ("collections OrderedDict", "torch._utils _rebuild_tensor_v2")
-                or made.startswith("torch ") and made.endswith("Storage"))
-
-def check_plain(content, room):
-    """Raise unless `content` is what `save` writes: nested dicts and lists of text, numbers, finite tensors
-    of at most `room` bytes: a stranger can declare any size."""
-    queue = [content]
-    for value in queue:                                      # grows on the way
-        if isinstance(value, torch.Tensor):
-            require(value.layout == torch.strided and value.numel() * value.element_size() <= room)
-            require(not value.is_complex() and value.isfinite().all())
-        elif isinstance(value, (dict, list, tuple)):
-            queue += value.values() if isinstance(value, dict) else value
-            require(len(queue) < 1_000_000)                  # a list that holds itself
-        else:
-            require(isinstance(value, (str, int, float, type(None))))
-
-def fits(value, form):
-    """Is `value` of a type or, where `form` is a dict, a dict whose values under its keys fit?"""
-    if isinstance(form, dict):
-        return isinstance(value, dict) and all(fits(value.get(key), part) for key, part in form.items())
-    return isinstance(value, form)
-
-def load(path, kind, remake, lm=None, build=None):
-    """Read an artifact, checked: whole, of this kind, and made with the LM of fingerprint `lm` if given.
-
-    Returns its content, or what `build` makes of it. Whatever goes wrong is a UserError that names `remake`,
-    the command that makes the artifact. Nothing in the file is executed.
-    """
+def load(path, kind, remake, lm=None, build=dict):
+    """What `build` makes of an artifact's content, checked: whole, of this kind, and made with the LM of
+    fingerprint `lm` if given. Whatever goes wrong is a UserError that names `remake`, the command that makes
+    the artifact. Nothing in the file is executed."""
     path = Path(path)
     try:
         require(path.is_file(), "no such artifact")
-        check_file(path)
-        content = dict(torch.load(path, map_location="cpu", weights_only=True, mmap=True))
-        check_plain(content, path.stat().st_size)
-        require(content.pop("digest") == digest(content), "damaged, its digest does not fit")
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        found = content.pop("digest")
+        require(found == digest(content, path.stat().st_size), "damaged, its digest does not fit")
         found = content["kind"], content["format"]
         require(found == (kind, FORMAT), f"kind, format {found}, not {(kind, FORMAT)}")
-        wrong = [key for key, form in FORMS.get(kind, {}).items() if not fits(content.get(key), form)]
-        require(not wrong, f"no {' '.join(wrong)} of the right type")
         require(lm in (None, content["lm"]), "made with another LM than embed.pt beside it")
-        return build(content) if build else content
-    except UserError as err:
-        why = str(err)
+        return build(content)
     except Exception as err:                                 # zip, pickle and tensor readers raise their own
-        why = f"damaged, or no artifact of this project ({type(err).__name__} {err})"
-    raise UserError(f"{path}: {why.splitlines()[0][:200]}; make it with: {remake}")
+        why = err if isinstance(err, UserError) else f"damaged, or not ours: {type(err).__name__} {err}"
+        raise UserError(f"{path}: {str(why).splitlines()[0][:200]}; make it with: {remake}")
 
 def save_encoder(path, encoder, args, **content):
     """Write embed.pt: LM weights, config and tokenizer, enough to go on offline. Sets the fingerprint."""
@@ -589,26 +458,25 @@ def save_encoder(path, encoder, args, **content):
 @torch.no_grad()
 def build_encoder(art):
     """(Encoder, frozen; the artifact less its weights) of the content of an embed.pt, maybe a stranger's."""
-    transformers.logging.set_verbosity_error()
     with tempfile.TemporaryDirectory() as folder:
         for file, content in art["files"].items():
             Path(folder, Path(file).name).write_bytes(content.numpy().tobytes())
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False)
     require(getattr(config, "num_hidden_layers", 0) <= len(art["state"]), "more layers than weights")
-    with torch.device("meta"):                               # it may declare any size: the shapes first
-        lm = AutoModel.from_config(config, trust_remote_code=False)
-    Encoder(lm, tokenizer, art["pool"], art["max_len"]).lm.load_state_dict(art["state"], assign=True)
-    lm = AutoModel.from_config(config, trust_remote_code=False)
-    encoder = Encoder(lm, tokenizer, art["pool"], art["max_len"]).eval().requires_grad_(False)
-    encoder.lm.load_state_dict(art.pop("state"))
+    for device in "meta", "cpu":                             # it may declare any size: the shapes first
+        with torch.device(device):
+            lm = transformers.AutoModel.from_config(config, trust_remote_code=False)
+        encoder = Encoder(lm, tokenizer, art["pool"], art["max_len"]).eval().requires_grad_(False)
+        encoder.lm.load_state_dict(art["state"], assign=device == "meta")
+    del art["state"]
     encoder.fingerprint = art["lm"]
     row = encoder.tokenize([("a",) * (1 + art["pair"])])[0]
     long = {name: (ids * encoder.max_len)[:encoder.max_len] for name, ids in row.items()}
-    trial = pad([row, long], tokenizer.pad_token_id, torch.device("cpu"))      # padded, and of full length
+    trial = pad([row, long], tokenizer, torch.device("cpu"))                   # padded, and of full length
     require(encoder(trial).isfinite().all() and art["pool"] in ("mean", "cls"))
     require(art["labels"] == sorted(set(map(str, art["labels"]))) and len(art["labels"]) > 1)
-    return encoder, art
+    return encoder, {**art, "data": str(art["data"]), "task": str(art["task"])}
 
 def load_encoder(out):
     """(Encoder, frozen: no gradient, no dropout; what embed.pt holds besides: data, task, labels ...)."""

@@ -1,7 +1,6 @@
 """Evaluation of LangAlign (arXiv 2503.18603): heads on target-language test data, predictions on new text.
 
-    python eval.py --lang ko                                     # the heads of one language
-    python eval.py                                               # every head in the run folder
+    python eval.py --lang ko                                     # the heads of one language; without: of all
     python eval.py --lang ko --plot ko.svg                       # a picture of the same
     python eval.py --lang ko --predict reviews.txt > labels.tsv  # --predict - reads standard input
 
@@ -20,8 +19,8 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from common import (REPORT, UserError, encode, fits, load, load_aligner, load_task, logits, make_parser,
-                    open_run, read_tsv, require, run, write_whole)
+from common import (PAIRS, ROWS, UserError, encode, load, load_aligner, load_task, logits, make_parser,
+                    open_run, read_tsv, require, run, volume, write_whole)
 
 BOOTSTRAP = 10_000     # resamples of the test items behind a 95% interval
 CHUNK = 1_024          # lines that --predict labels at once: constant memory, order kept
@@ -29,28 +28,16 @@ METHODS = ("majority", "english", "langalign", "rev", "translated", "native")   
 ARCHES = (None, "fc", "ae", "linear", "procrustes", "shift")
 DELTA = ("delta", "delta_low", "delta_high")       # difference to english and its interval
 
-def get_args(argv=None):
-    p = make_parser(__doc__)
-    p.add_argument("--lang", help="target language; without it every language that has a head")
-    p.add_argument("--split", choices=("test", "dev"), default="test", help="rows to judge on")
-    p.add_argument("--predict", metavar="FILE", help="label the lines of FILE, or of standard input: -, with "
-                   "the newest head of --lang")
-    p.add_argument("--allow-leak", action="store_true", help="go on though test rows are training rows, too")
-    p.add_argument("--plot", metavar="FILE.svg", help="draw pairs and accuracies of --lang as SVG")
-    return p.parse_args(argv)
-
-def check(head, encoder, info):
-    """`head`, if it fits the LM and the task: it may be a stranger's, so it is tried on two embeddings."""
+def check(head, name, encoder, info):
+    """`head`, if it fits file name, LM and task: it may be a stranger's, so it is tried on two embeddings."""
     require(head["labels"] == info["labels"], f"labels {head['labels']}, not {info['labels']}")
-    require(head["pair"] == info["pair"] and head["method"] in METHODS and head["arch"] in ARCHES)
-    require((head["lang"] == "en") == (head["method"] == "english"))
-    x, classes, seeds = torch.zeros(2, encoder.dim), len(info["labels"]), len(head["heads"]["weight"])
-    require([*map(tuple, (head["heads"][k].shape for k in ("weight", "bias", "mean", "scale")))] ==
-            [(seeds, classes, encoder.dim), (seeds, 1, classes), (encoder.dim,), (encoder.dim,)])
-    out, mapped = logits_of(head, x), head["method"] in ("langalign", "rev")       # (S, 2, C)
-    require(seeds and out.isfinite().all() and (head["n"] or 0) >= 0)
-    require(mapped == bool(head["arch"]) == fits(head["alignment"], REPORT))
-    require(not mapped or load_aligner(head, encoder.dim))
+    require(head["pair"] == info["pair"] and head["method"] in METHODS and isinstance(head["lang"], str))
+    require((head["lang"] == "en") == (head["method"] == "english") >= (name == "head-english"))
+    require((head["method"] in ("langalign", "rev")) == bool(head["arch"]) and (head["n"] or 0) >= 0)
+    if head["arch"]:
+        load_aligner(head, encoder.dim)
+    out = logits_of(head, torch.zeros(2, encoder.dim))
+    require(len(out) and out.shape[1:] == (2, len(info["labels"])) and out.isfinite().all())
     line_of(record_of("", [head], out.argmax(2), torch.zeros(2, dtype=torch.int64)), 0)
     return head
 
@@ -59,12 +46,12 @@ def load_heads(out, lang, encoder, info):
     make = f"python step3_head.py --out {out} --lang {lang or 'ko'}"
     paths = sorted(Path(out).glob("head-*.pt"), key=lambda path: -path.stat().st_mtime_ns)
     heads = [(path, load(path, "head", f"{make} --method {path.stem.split('-')[1]}, or delete it",
-                         encoder.fingerprint, lambda head: check(head, encoder, info))) for path in paths]
-    known = sorted({head["lang"] for _, head in heads} - {"en"})
-    langs, english = [lang] if lang else known, (Path(out, "head-english.pt"), "english") in (
-        (path, head["method"]) for path, head in heads)
-    if not (langs and english and set(langs) <= set(known or langs)):              # english alone serves any
-        there = " ".join(["en"] * english + known) or "no language"
+                         encoder.fingerprint, lambda head: check(head, path.stem, encoder, info)))
+             for path in paths]
+    known = {head["lang"] for _, head in heads}
+    langs, there = [lang] if lang else sorted(known - {"en"}), " ".join(sorted(known)) or "no language"
+    served = known & {*langs} or known == {"en"}             # english alone serves any language
+    if not (langs and served and Path(out, "head-english.pt") in dict(heads)):
         raise UserError(f"{out}: heads for {there}, not for en and {lang or 'another'}; make them: {make}")
     return [(path, head) for path, head in heads if head["lang"] in (*langs, "en")], langs
 
@@ -78,138 +65,123 @@ def macro_f1(predicted, y, classes):
     return (2 * confusion.diag() / (confusion.sum(0) + confusion.sum(1)).clamp_min(1)).mean().item()
 
 def bootstrap(differences, seed):
-    """95% intervals (2, H) of the column means of differences (N, H): test items resampled with replacement,
-    the same resamples for every column."""
+    """95% intervals (2, H) of the column means of differences (N, H): items resampled, alike for all."""
     rng, n = np.random.default_rng(seed), len(differences)
     blocks = tqdm(range(BOOTSTRAP // 100), desc="bootstrap", delay=2, leave=False)
     means = [rng.multinomial(n, np.full(n, 1 / n), 100) @ differences / n for _ in blocks]
     return np.percentile(np.concatenate(means), [2.5, 97.5], axis=0)
 
 def rank_correlation(a, b):
-    """Spearman's, of two lists of numbers, ties averaged; nan for fewer than three or where all are equal."""
-    ranks = []
-    for values in (a, b):
-        _, place, counts = np.unique(values, return_inverse=True, return_counts=True)
-        ranks.append((np.cumsum(counts) - (counts - 1) / 2)[place])
-    return np.corrcoef(ranks)[0, 1] if len(a) > 2 and min(map(np.ptp, ranks)) > 0 else float("nan")
+    """Spearman's, of two lists of numbers, ties averaged; nan where all of one are equal."""
+    ranks = [(np.less.outer(v, v).sum(0) + np.less_equal.outer(v, v).sum(0)) for v in (a, b)]
+    return np.corrcoef(ranks)[0, 1] if min(map(np.ptp, ranks)) > 0 else float("nan")
 
 def record_of(name, heads, predicted, y):
     """Numbers of one variant: heads that differ in seeds only, predicted (S, N) over all their seeds."""
     first, hits = heads[0], (predicted == y).double()
     label = re.sub(rf"^head-|-({first['lang']}|n\d+|rev)(?=-|$)", "", name).replace("-", " ")
     measured = [head["alignment"]["A"] for head in heads if first["arch"]]
-    return {**first["cost"], **{key: first[key] for key in ("method", "arch", "n")}, "head": name,
-            "label": label, "seeds": len(hits), "accuracy": hits.mean().item(),
+    return {**{key: first[key] for key in ("method", "arch", "n")}, "head": name, "label": label,
+            "seeds": len(hits), "accuracy": hits.mean().item(),
             "accuracy_std": hits.mean(1).std(correction=0).item(),
             "macro_f1": float(np.mean([macro_f1(p, y, len(first["labels"])) for p in predicted])),
             **{key: float(np.mean([m[key] for m in measured])) for key in ("r2", "p1") if measured},
-            "seconds": first["seconds"]}
+            **{key: int(first["cost"][key]) for key in ("sentences", "characters")},
+            "seconds": {key: float(value) for key, value in first["seconds"].items()}}
 
 def check_leak(path, texts, info, lang, allow):
     """UserError, or with `allow` a warning, if texts of the file `path` are also training or translated rows
     of `lang`, or English training rows: they would flatter every number."""
-    leaks, wide = [], len(texts[0])
-    for other in (Path(lang, "train.tsv"), Path(lang, "translated.tsv"), Path("en", "train.tsv")):
-        file = Path(info["data"], info["task"], other)
-        if file.exists():
-            rows = read_tsv(file, ("text",), ("text_b", "translation", "translation_b"))[1]
-            found = set(texts) & {part for row in rows for part in (row[:wide], row[-wide:])}
-            leaks += [f"{len(found)} in {file} ({sorted(found)[0][0][:30]!r})"] if found else []
-    told = f"{path}: of its {len(texts)} rows {', '.join(leaks)}: they flatter the numbers"
-    if leaks and not allow:
-        raise UserError(f"{told}; delete them there and run all steps again, or go on with --allow-leak")
-    if leaks:
-        print(f"warning: {told}")
+    wide = len(texts[0])
+    for other, headers in ((f"{lang}/train", ROWS), (f"{lang}/translated", PAIRS), ("en/train", ROWS)):
+        file = Path(info["data"], info["task"], f"{other}.tsv")
+        rows = read_tsv(file, *headers) if file.exists() else []
+        found = sorted(set(texts) & {part for row in rows for part in (row[1:1 + wide], row[-wide:])})
+        told = f"{path}: {len(found)} of its {len(texts)} rows are in {file}, too, and flatter the numbers"
+        if found and not allow:
+            raise UserError(f"{told}, e.g. {found[0][0][:30]!r}; delete them, or go on with --allow-leak")
+        if found:
+            print(f"warning: {told}")
 
 def evaluate(lang, heads, cache, info, args):
     """One record a variant on a split of `lang`, in the table's order; aligner seeds are pooled."""
-    texts, y, _ = load_task(info["data"], info["task"], lang, args.split, info["labels"], info["pair"])
     path = Path(info["data"], info["task"], lang, f"{args.split}.tsv")
+    texts, y, _ = load_task(info["data"], info["task"], lang, args.split, info["labels"], info["pair"])
     check_leak(path, texts, info, lang, args.allow_leak)
     x, groups = cache(texts, f"encode {args.split}"), {}
     for path, head in heads:
         groups.setdefault(re.sub(r"-seed\d+(?=-|$)", "", path.stem), []).append(head)
     votes = {name: torch.cat([logits_of(head, x).argmax(2) for head in of]) for name, of in groups.items()}
-    groups["majority"] = [{**groups["head-english"][0], "method": "majority", "seconds": {}, "cost": {}}]
+    groups["majority"] = [groups["head-english"][0] | dict(method="majority", seconds={}, cost=volume([]))]
     votes["majority"] = y.bincount().argmax().expand(1, len(y))                                      # (S, N)
     records = [record_of(name, groups[name], votes[name], y) for name in votes]
     hits = torch.stack([(predicted == y).double().mean(0) for predicted in votes.values()], 1)       # (N, H)
     gains = (hits - hits[:, [list(votes).index("head-english")]]).numpy()
     for r, *delta in zip(records, gains.mean(0), *bootstrap(gains, args.seed)):
-        r |= zip(DELTA, delta)
+        r |= {"lang": lang, "split": args.split, "items": len(y), **dict(zip(DELTA, delta))}
     tops = [r for r in records if r["method"] in ("native", "translated") and r["delta_low"] > 0]
     top = min(tops, key=lambda r: (r["method"], -(r["n"] or 0)), default=None)        # native, else largest n
     for r in records:
         if top and r["method"] in METHODS[2:]:               # share of the gap, where there is one
             r |= {"recovered": r["delta"] / top["delta"], "ceiling": top["method"]}
-    records.sort(key=lambda r: (METHODS.index(r["method"]), ARCHES.index(r["arch"]), r["label"], r["n"] or 0))
-    return [{"lang": lang, "split": args.split, "items": len(y), **r} for r in records]
+    return sorted(records, key=lambda r: (METHODS.index(r["method"]), ARCHES.index(r["arch"]), r["label"],
+                                          r["n"] or 0))
 
 def line_of(r, wide):
     """A record as a line of the table, its label `wide` letters."""
-    line = f"  {r['label']:{wide}s}{r['n'] or '-':>7}{r['seeds']:6d}{r['accuracy']:10.2%}"
-    line += f"{100 * r['accuracy_std']:6.2f}{r['macro_f1']:10.2%}"
+    line = f"  {r['label']:{wide}s}{r['n'] or '-':>7}{r['seeds']:6d}{r['accuracy']:10.2%}" \
+           f"{100 * r['accuracy_std']:6.2f}{r['macro_f1']:10.2%}"
     if r["method"] != "english" and "delta" in r:
         line += "  {:+6.2f} [{:+.2f}, {:+.2f}]".format(*(100 * r[key] for key in DELTA))
     line = line.ljust(wide + 67) + (f"{r['recovered']:5.0%}" if "recovered" in r else "")
     line = line.ljust(wide + 72) + (f"{r['r2']:6.3f}{r['p1']:7.1%}" if r["arch"] else "")
-    line = line.ljust(wide + 85) + (f"{r['sentences']:12}{r['characters']:12}" if r.get("sentences") else "")
+    line = line.ljust(wide + 85) + (f"{r['sentences']:12}{r['characters']:12}" if r["sentences"] else "")
     return line.ljust(wide + 112) + " / ".join(f"{seconds:.0f}" for seconds in r["seconds"].values())
 
 def show(lang, records):
     """Print the table of one language, and how far alignment foretells accuracy."""
-    ceiling, wide = records[-1].get("ceiling", "native"), max(len(r["label"]) for r in records) + 1
-    print(f"\n{lang}: {records[0]['items']} {records[0]['split']} rows; +- over seeds of aligners and heads; "
-          "difference to english in points with its\n95% interval over the rows; gap: its share of "
-          f"{ceiling}'s; R^2, P@1: A on held-out pairs; text\ntranslated; seconds to encode the method's own "
-          f"text, make A, train the heads\n  {'method':{wide}s}      n seeds  accuracy    +-  macro F1  "
-          "difference                  gap   R^2    P@1   sentences  characters  seconds")
-    for r in records:
-        print(line_of(r, wide))
-    low = [r["label"] for r in records[1:] if r["accuracy"] <= records[0]["accuracy"]]
-    if low:
-        print(f"  warning: no better than the majority class: {', '.join(dict.fromkeys(low))}")
+    wide = max(len(r["label"]) for r in records) + 1
+    head, top = records[0], records[-1].get("ceiling", "native")
+    print(f"\n{lang}, {head['items']} {head['split']} rows: +- over seeds, difference to english in points, "
+          f"95%\ninterval, gap as a share of {top}'s, R^2 and P@1 of A on held-out pairs, text translated, "
+          "seconds\nto encode, align, train\n" + "  method".ljust(wide + 2) + "      n seeds  accuracy    +-"
+          "  macro F1  difference                  gap   R^2    P@1   sentences  characters  seconds")
+    print(*(line_of(r, wide) for r in records), sep="\n")
     mapped = [r for r in records if r["method"] == "langalign"]
     if len(mapped) > 2:
-        told = [f"{title} {rank_correlation([r[key] for r in mapped], [r['accuracy'] for r in mapped]):+.2f}"
-                for key, title in (("r2", "R^2"), ("p1", "P@1"))]
-        print(f"  rank correlation with accuracy over {len(mapped)} langalign rows: {', '.join(told)}")
-
-def read_texts(stream, pair, name):
-    """Texts of a binary stream, one a line; UserError with the line's number."""
-    for number, line in enumerate(stream, 1):
-        try:
-            text = tuple(line.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n").split("\t"))
-        except UnicodeDecodeError:
-            raise UserError(f"{name}:{number}: not UTF-8; save the file as UTF-8")
-        if len(text) != 1 + pair:
-            raise UserError(f"{name}:{number}: {len(text)} tab-separated columns; this task reads {1 + pair}")
-        yield text
+        r2, p1 = (rank_correlation([r[key] for r in mapped], [r["accuracy"] for r in mapped])
+                  for key in ("r2", "p1"))
+        print(f"  rank correlation with accuracy, {len(mapped)} langalign rows: R^2 {r2:+.2f}, P@1 {p1:+.2f}")
 
 def predict(path, name, head, cache):
-    """Label a file or standard input: a line `label <tab> probability` for each line, in order."""
-    try:
-        source = sys.stdin.buffer if path == "-" else open(path, "rb")
-    except OSError as err:
-        raise UserError(f"--predict {path}: {err.strerror}; give a text file, or - for standard input")
+    """Label a file or standard input (-): a line `label <tab> probability` for each line, in order."""
+    source = open(path if path != "-" else 0, "r", -1, "utf-8-sig", "surrogateescape", "\n")
     print(f"labelling with {name}", file=sys.stderr)
-    with source as stream:
-        texts = read_texts(stream, head["pair"], "standard input" if path == "-" else path)
-        while chunk := list(itertools.islice(texts, CHUNK)):
-            logits = logits_of(head, encode(cache.encoder, chunk, cache.device))       # (S, N, C)
-            for value, label in zip(*(column.tolist() for column in logits.softmax(2).mean(0).max(1))):
-                print(f"{head['labels'][label]}\t{value:.4f}")
-            sys.stdout.flush()
+    done, wide = 0, 1 + head["pair"]                         # surrogates: what is not UTF-8
+    while texts := [tuple(line.rstrip("\r\n").split("\t")) for line in itertools.islice(source, CHUNK)]:
+        for done, text in enumerate(texts, done + 1):
+            if len(text) != wide or re.search("[\udc80-\udcff]", "".join(text)):
+                raise UserError(f"{path}:{done}: not UTF-8, or not {wide} tab-separated columns")
+        logits = logits_of(head, encode(cache.encoder, texts, cache.device))           # (S, N, C)
+        for value, label in zip(*(column.tolist() for column in logits.softmax(2).mean(0).max(1))):
+            print(f"{head['labels'][label]}\t{value:.4f}")
+        sys.stdout.flush()
 
 def main(argv=None):
-    args = get_args(argv)
+    p = make_parser(__doc__)
+    p.add_argument("--lang", help="target language; without it every language that has a head")
+    p.add_argument("--split", choices=("test", "dev"), default="test", help="rows to judge on, else test")
+    p.add_argument("--predict", metavar="FILE", help="label FILE's lines (-: stdin) by the newest head")
+    p.add_argument("--allow-leak", action="store_true", help="go on though test rows are training rows, too")
+    p.add_argument("--plot", metavar="FILE.svg", help="draw pairs and accuracies of --lang as SVG")
+    args = p.parse_args(argv)
+
     cache, info, machine = open_run(args)
     heads, langs = load_heads(args.out, args.lang, cache.encoder, info)
     if args.predict:
         if len(langs) > 1:
             raise UserError(f"--predict needs --lang; {args.out} has heads for: {' '.join(langs)}")
-        newest = max(heads, key=lambda item: item[1]["lang"] in langs)
-        return predict(args.predict, *newest, cache)
+        return predict(args.predict, *max(heads, key=lambda item: item[1]["lang"] in langs), cache)
     if args.plot:
         from data import plot                                # only here: else common.py is enough
         plot.check(args.plot, args.lang, heads, args.out)
@@ -217,11 +189,11 @@ def main(argv=None):
     print(f"eval | {machine} | {len(heads)} heads | languages {' '.join(langs)}", flush=True)
     results = []
     for lang in langs:
-        mine = [item for item in heads if item[1]["lang"] in (lang, "en")]
-        results += evaluate(lang, mine, cache, info, args)
-        show(lang, [r for r in results if r["lang"] == lang])
+        records = evaluate(lang, [h for h in heads if h[1]["lang"] in (lang, "en")], cache, info, args)
+        show(lang, records)
+        results += records
     path = Path(args.out, "results.json" if args.split == "test" else "results-dev.json")
-    write_whole(path, lambda file: file.write((json.dumps(results, indent=1) + "\n").encode()))
+    write_whole(path, (json.dumps(results, indent=1) + "\n").encode())
     if args.plot:
         plot.draw(args.plot, args.lang, results, heads, cache, info)
     print(f"\n-> {path} {args.plot or ''}")

@@ -6,14 +6,12 @@
 
 Reads   <out>/embed.pt of step 1 and <data>/<task>/<lang>/translated.tsv (formats: data/README.md).
 Writes  <out>/align-<lang>-<arch>-n<n>....pt, one file a variant, and embeddings under <out>/cache/.
-Expect  on held-out pairs a cosine and a retrieval P@1 above identity's and R^2 well above 0. A warning names
-        the number when A collapsed, is no better than the mean, or the pairs are far from the task's text.
+Expect  on held-out pairs a cosine and a retrieval P@1 above identity's, R^2 well above 0, and no warning.
 """
 import copy
 import time
 from pathlib import Path
 
-import numpy as np
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
@@ -24,47 +22,22 @@ from common import (HELD_OUT, Aligner, UserError, file_name, fixed_order, load_t
 
 RIDGES = (1e-4, 1e-3, 3e-3, 1e-2, 0.03, 0.1, 0.3, 1.0)      # shares of the mean input variance
 TOLERANCE = 1.02       # the strongest ridge within 2% of the best held-out MSE: task text lies elsewhere
-DEPTH = {"fc": 2, "ae": 3}                         # ae's is the paper's, fc's is ours: readings differ
-DROPOUT = {"fc": 0.1, "ae": 0.1}                   # ours
+DEPTH = {"fc": 2, "ae": 3}     # ae's is the paper's, fc's is ours: readings differ
+DROPOUT = 0.1          # ours
 EPOCHS = 30            # at most, ours; the best on held-out pairs is kept
 LR = 1e-3              # peak learning rate of AdamW, cosine decay, ours
 BATCH = 128            # pairs a step, ours
 WEIGHT_DECAY = 3.0     # of AdamW, ours: little of it wins on held-out pairs and loses on other text
 PATIENCE = 5           # epochs without a better held-out MSE before training stops
 POOL = 2_000           # held-out pairs, and rows for the domain gap, at most; P@1 falls as the pool grows
-WARN_R2 = 0.05         # below: A explains next to nothing of the targets' variance
-WARN_COLLAPSE = 0.1    # below: A's outputs vary by a small share of the targets' variance
-WARN_P1 = 0.02         # below: held-out translations are found about as often as by chance
-FEW = 50               # below: too few held-out pairs for the numbers to mean much
-SWAPPED = 0.8          # the translations' gap to the task's English, below this share of the English text's
+WARN_R2, WARN_COLLAPSE, WARN_P1 = 0.05, 0.1, 0.02     # below: R^2, share of the targets' variance, P@1
+SWAPPED = 0.8          # below this share of the English text's, the translations' gap to the task's English
 WARN_GAP = 0.2         # above: the pairs' English lies this far from the task's, in spreads of the task's
-
-def get_args(argv=None):
-    p = make_parser(__doc__)
-    p.add_argument("--lang", required=True, help="target language: a folder beside en, e.g. ko")
-    p.add_argument("--n", type=positive, help="pairs to use, else 20000, or all if fewer (paper: 5K-50K)")
-    p.add_argument("--arch", choices=("fc", "ae", "linear", "procrustes", "shift"), default="fc",
-                   help="fc, ae: the paper's two; the others are closed-form baselines, solved at once")
-    p.add_argument("--depth", type=positive, help=f"layers of fc, or of ae down and as many up; else {DEPTH}")
-    p.add_argument("--hidden", type=positive, help="inner width of fc, else D; ae's bottleneck, else D/2")
-    p.add_argument("--dropout", type=share, help=f"share of units, else {DROPOUT}; too much hurts fc (paper)")
-    p.add_argument("--reverse", action="store_true", help="Rev-LangAlign: A maps target to English")
-    p.add_argument("--plain", action="store_true", help="fc, ae as in the paper: A(x) = f(x), no residuals "
-                   "kept; without it A(x) = W x + f(x), W the closed form linear: lower held-out MSE (ours)")
-    p.add_argument("--noise", type=share, help="share of the training pairs' translations to shuffle: "
-                   "what bad translation does; held-out pairs stay clean")
-    args = p.parse_args(argv)
-    if args.arch not in DEPTH and (args.plain or any((args.depth, args.hidden, args.dropout is not None))):
-        raise UserError(f"--depth, --hidden, --dropout, --plain are of fc and ae, not of {args.arch}: leave "
-                        "them out")
-    return args
 
 def shuffle_share(y, noise, seed):
     """y (N, D) with a share `noise` of its rows moved among themselves, each away from its place."""
-    order = np.random.default_rng(seed).permutation(len(y))[:round(noise * len(y))]
-    y = y.clone()
-    y[order] = y[np.roll(order, 1)]
-    return y
+    order = torch.randperm(len(y), generator=torch.Generator().manual_seed(seed))[:round(noise * len(y))]
+    return y.index_copy(0, order, y[order.roll(1)])
 
 def covariance(x, y, block=8_192):
     """Centred x^T y / N in fp64, summed in blocks so that no fp64 copy of all rows is made: (D, D)."""
@@ -76,8 +49,7 @@ def closed_form(arch, x, y, held_x, held_y):
 
     shift       W = I, so A(x) = x - mean_x + mean_y
     procrustes  W orthogonal, from the SVD of X^T Y (Schonemann 1966; as in vecmap and MUSE)
-    linear      W = (X^T X + r I)^-1 X^T Y, ridge r by held-out MSE and TOLERANCE (Mikolov et al. 2013)
-    """
+    linear      W = (X^T X + r I)^-1 X^T Y, ridge r by held-out MSE and TOLERANCE (Mikolov et al. 2013)"""
     if arch == "shift":
         return torch.eye(x.shape[1])
     if arch == "procrustes":
@@ -103,15 +75,14 @@ def train(aligner, x, y, held_x, held_y, args, device):
         aligner.W = closed_form(args.arch if aligner.f is None else "linear", x, y, held_x, held_y)
     if aligner.f is None:
         return
-    if not args.plain:
-        nn.init.zeros_(aligner.f[-1].weight), nn.init.zeros_(aligner.f[-1].bias)       # f starts at zero
+    if not args.plain:                                       # f starts at zero
+        nn.init.zeros_(aligner.f[-1].weight), nn.init.zeros_(aligner.f[-1].bias)
     aligner.to(device)
-    x, y, steps = x.to(device), y.to(device), -(-len(x) // BATCH)
-    left = y.clone()                                         # (N, D): what W leaves to f
+    x, left = x.to(device), y.to(device, copy=True)          # left (N, D): what W leaves to f
     for part, rows in zip(left.split(8_192), x.split(8_192)):
         part -= aligner.affine(rows)
     optimizer = torch.optim.AdamW(aligner.f.parameters(), lr=LR, weight_decay=WEIGHT_DECAY, fused=True)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps * EPOCHS)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, EPOCHS * -(-len(x) // BATCH))
     generator = torch.Generator().manual_seed(args.seed)
     best, kept = (F.mse_loss(aligner.map(held_x), held_y).item(), 0), copy.deepcopy(aligner.state_dict())
     bar = tqdm(range(1, EPOCHS + 1), desc=f"align {args.arch}", unit="epoch", delay=2, leave=False)
@@ -124,7 +95,7 @@ def train(aligner, x, y, held_x, held_y, args, device):
             optimizer.step()
             schedule.step()
         error = F.mse_loss(aligner.map(held_x), held_y).item()
-        if not np.isfinite(error):
+        if not error < float("inf"):
             raise UserError(f"loss is not finite in epoch {epoch}: look at the embeddings, or try --seed")
         bar.set_postfix(held_out=f"{error:.4g}", refresh=False)
         if error < best[0]:
@@ -147,8 +118,7 @@ def measure(predicted, y, mean):
             "p1": precision_at_1(predicted, y), "p1_back": precision_at_1(y, predicted)}
 
 def domain_gap(pairs, task):
-    """Distance between the means of the pairs' and the task's English (N, D), (M, D), in spreads of the
-    task's: about 0 when the pairs are task text."""
+    """Distance of the means of pairs (N, D) and task text (M, D), in spreads of the task's: 0 if alike."""
     return ((pairs.mean(0) - task.mean(0)).norm() / task.var(0).sum().sqrt()).item()
 
 def report(predicted, x, y, mean, gaps):
@@ -164,11 +134,9 @@ def report(predicted, x, y, mean, gaps):
     print(f"  A's outputs have {spread:.2f} of the targets' variance; domain gap of pairs to task {gap:.2f}")
     (r2, cosine, p1), same = (rows["A"][key] for key in ("r2", "cosine", "p1")), rows["identity"]["cosine"]
     for fired, what in (                                     # `not`: what is nan fires, too
-            (len(y) < FEW, f"{len(y)} held-out pairs are few, the numbers above say little"),
             (not spread >= WARN_COLLAPSE, f"A collapsed, its outputs have {spread:.3f} of targets' variance"),
             (not r2 >= WARN_R2, f"A is no better than the mean, R^2 {r2:.3f}: do columns belong together?"),
-            (p1 < max(WARN_P1, 2 / len(y)), f"P@1 is {p1:.1%}, chance: are text and translation on one row? "
-             "A translated.tsv shifted by a row looks like this"),
+            (p1 < max(WARN_P1, 2 / len(y)), f"P@1 is {p1:.1%}, chance: is translated.tsv shifted by a row?"),
             (gap_target < SWAPPED * gap, f"the translations are nearer to the task's English, gap "
              f"{gap_target:.2f}, than the English, {gap:.2f}: are the columns swapped?"),
             (not cosine > same, f"A is no better than identity, cosine {cosine:.3f} to {same:.3f}"),
@@ -178,49 +146,60 @@ def report(predicted, x, y, mean, gaps):
     return {**rows, "output_variance": spread, "domain_gap": gap, "held_out": len(y)}
 
 def main(argv=None):
-    args = get_args(argv)
+    p = make_parser(__doc__)
+    p.add_argument("--lang", required=True, help="target language: a folder beside en, e.g. ko")
+    p.add_argument("--n", type=positive, help="pairs to use, else 20000, or all if fewer (paper: 5K-50K)")
+    p.add_argument("--arch", choices=("fc", "ae", "linear", "procrustes", "shift"), default="fc",
+                   help="fc (the default), ae: the paper's two; the others: closed-form baselines")
+    p.add_argument("--depth", type=positive, help=f"layers of fc, or of ae down and as many up; else {DEPTH}")
+    p.add_argument("--hidden", type=positive, help="inner width of fc, else D; ae's bottleneck, else D/2")
+    p.add_argument("--dropout", type=share, help=f"share of units, else {DROPOUT}; too much hurts fc (paper)")
+    p.add_argument("--reverse", action="store_true", help="Rev-LangAlign: A maps target to English")
+    p.add_argument("--plain", action="store_true", help="fc, ae as in the paper: A(x) = f(x), no residuals "
+                   "kept; without it A(x) = W x + f(x), W the closed form linear: lower held-out MSE (ours)")
+    p.add_argument("--noise", type=share, help="share of the training translations to shuffle, as if bad")
+    args = p.parse_args(argv)
+    if args.arch not in DEPTH and (args.plain or any((args.depth, args.hidden, args.dropout is not None))):
+        raise UserError(f"--depth, --hidden, --dropout, --plain do nothing with {args.arch}: leave them out")
+
     cache, info, machine = open_run(args)
     english, target, _ = load_translated(info["data"], info["task"], args.lang, args.n)
+    task_texts = load_task(info["data"], info["task"], "en", "train", info["labels"], info["pair"])[0]
+    task_texts = [task_texts[i] for i in fixed_order(len(task_texts))[:POOL]]
     n, held = len(english), min(POOL, int(HELD_OUT * len(english)))
     if held < 2:
         raise UserError(f"{n} pairs are too few to train on and hold out: 20 at least, 5000 in the paper")
-    task_texts = load_task(info["data"], info["task"], "en", "train", info["labels"], info["pair"])[0]
-    task_texts = [task_texts[i] for i in fixed_order(len(task_texts))[:POOL]]
 
     torch.manual_seed(args.seed)
     aligner = Aligner(args.arch, cache.encoder.dim, args.depth or DEPTH.get(args.arch), args.hidden,
-                      DROPOUT.get(args.arch, 0.0) if args.dropout is None else args.dropout)
+                      DROPOUT if args.dropout is None else args.dropout)
     size = sum(p.numel() for p in aligner.parameters()) or aligner.W.numel()       # closed form: no parameter
+    loop = f"at most {EPOCHS} epochs of {-(-(n - held) // BATCH)} steps" if aligner.f else "closed form"
     print(f"step 2 | {machine} | A: {args.arch}{' reversed' * args.reverse}, {size:,} parameters, LM "
-          f"frozen | en-{args.lang}: {n - held} pairs + {held} held out | " +
-          (f"at most {EPOCHS} epochs of {-(-(n - held) // BATCH)} steps" if aligner.f else "closed form"),
-          flush=True)
+          f"frozen | en-{args.lang}: {n - held} pairs + {held} held out | {loop}", flush=True)
     if info["pair"] and len(english[0]) == 1:
         print("warning: single texts for a pair task: general text, look at the domain gap")
 
-    x = cache(english, "encode en")                                                # e(d_en): (n, D)
-    encoding = cache.seconds
-    y = cache(target, f"encode {args.lang}")                                       # e(T(d_en)): (n, D)
-    encoding += cache.seconds
+    x, cost = cache(english, "encode en"), cache.seconds                           # e(d_en): (n, D)
+    y, cost = cache(target, f"encode {args.lang}"), cost + cache.seconds           # e(T(d_en)): (n, D)
     task = cache(task_texts, "encode task")
-    gaps = domain_gap(x, task), domain_gap(y, task)
-    start = time.perf_counter()
+    gaps, start = (domain_gap(x, task), domain_gap(y, task)), time.perf_counter()
     (x, held_x), (y, held_y) = (t.split([n - held, held]) for t in ((y, x) if args.reverse else (x, y)))
     y = shuffle_share(y, args.noise, args.seed) if args.noise else y
     train(aligner, x, y, held_x, held_y, args, cache.device)
-    seconds = time.perf_counter() - start
+    seconds = {"encode": cost, "align": time.perf_counter() - start}
 
-    numbers = report(aligner.map(held_x), held_x, held_y, y.mean(0), gaps)
+    predicted = aligner.map(held_x)
+    numbers = report(predicted, held_x, held_y, y.mean(0), gaps)
     near = gaps[0] <= WARN_GAP and not (args.plain or args.reverse)        # far: not what task text leaves
-    residuals = held_y - aligner.map(held_x) if near else held_y[:0]               # (M, D), for step 3
     path = Path(args.out, file_name("align", args.lang, args.arch, f"n{n}", "rev" if args.reverse else "",
                                     "plain" if args.plain else "", depth=args.depth, hidden=args.hidden,
                                     dropout=args.dropout, noise=args.noise or None, seed=args.seed or None))
     save(path, "align", args, lm=cache.encoder.fingerprint, lang=args.lang, arch=args.arch, n=n,
          reverse=args.reverse, aligner=aligner.config, state=aligner.state_dict(), report=numbers,
-         residuals=residuals, seconds={"encode": encoding, "align": seconds}, cost=volume(english))
-    print(f"pairs encoded in {encoding:.1f} s ({cache.encoded} texts now, the others before), A made in "
-          f"{seconds:.1f} s -> {path}")
+         residuals=held_y - predicted if near else held_y[:0], seconds=seconds, cost=volume(english))
+    print(f"pairs encoded in {cost:.1f} s ({cache.encoded} texts now, the others before), A made in "
+          f"{seconds['align']:.1f} s -> {path}")
 
 if __name__ == "__main__":
     run(main)

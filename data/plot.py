@@ -79,4 +79,4 @@ def draw_gains(records):
 def draw(path, lang, records, heads, cache, info):
     """Write the picture of `lang`: records are the table's rows, heads [(path, artifact)], newest first."""
     svg = "\n".join([HEAD, *draw_pairs(lang, heads, cache, info), *draw_gains(records), "</svg>\n"])
-    write_whole(path, lambda file: file.write(svg.encode()))
+    write_whole(path, svg.encode())

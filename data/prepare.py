@@ -24,6 +24,7 @@ with the English inside it, KorNLI with MNLI: both by row, labels and counts che
 languages apart; the Japanese labels are kept, since what is trained on a pair's label reads its translation.
 JSICK's test rows stay unused.
 """
+import argparse
 import contextlib
 import csv
 import json
@@ -42,7 +43,7 @@ from typing import NamedTuple
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from common import HelpPage, Parser, UserError, fixed_order, run, write_whole  # noqa: E402
+from common import Parser, UserError, fixed_order, run, write_whole  # noqa: E402
 
 SHARE, AT_MOST = 0.1, 2_000    # of the rows, for a dev or test that a source lacks
 BROKEN = 0.001                 # share of rows with a wrong number of cells above which a file is refused
@@ -346,18 +347,19 @@ def write(path, rows):
     header = {2: "label text", 3: "label text text_b", 5: "label text text_b translation translation_b"}
     table = [header[len(rows[0])].split(), *rows]
     try:
-        write_whole(path, lambda file: file.writelines(("\t".join(row) + "\n").encode() for row in table))
+        write_whole(path, "".join("\t".join(row) + "\n" for row in table).encode())
     except UserError as err:
         raise UserError(str(err).replace("--out", "--root"))
 
 def get_args(argv=None):
-    p = Parser(prog="data/prepare.py", description=__doc__, formatter_class=HelpPage)
+    p = Parser(prog="data/prepare.py", description=__doc__,
+               formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("task", choices=("sentiment", "nli"), help="which task's data to prepare")
     p.add_argument("--lang", required=True, choices=("ko", "ja", "zh", "sw", "ur"),
                    help="target language; sw and ur for nli only")
     p.add_argument("--raw", help="folder with the source files under their own names; nothing is downloaded")
-    p.add_argument("--root", default="data/real", help="folder to write; the --data of step1_embed.py")
-    p.add_argument("--cache", default="data/cache", help="folder for downloads; a file that is there is used")
+    p.add_argument("--root", default="data/real", help="folder to write (default: %(default)s)")
+    p.add_argument("--cache", default="data/cache", help="folder of downloads (default: %(default)s)")
     args = p.parse_args(argv)
     if (args.task, args.lang) not in NEEDS:
         has = " ".join(lang for task, lang in NEEDS if task == args.task)

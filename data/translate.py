@@ -14,6 +14,7 @@ that order: from a file of 20000 rows, step 2 --n 5000 takes the rows that --n 5
 A pair task's text and text_b are translated separately, a sentence that recurs only once.
 Models: opus-mt (Marian), NLLB, M2M100, mBART-50, MADLAD-400, other sequence-to-sequence models of one pair.
 """
+import argparse
 import contextlib
 import hashlib
 import importlib.util
@@ -32,7 +33,7 @@ from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from common import (DEFAULT_N, HelpPage, Parser, UserError, batches, digest, fixed_order, pad,  # noqa: E402
+from common import (DEFAULT_N, ROWS, Parser, UserError, batches, digest, fixed_order, pad,  # noqa: E402
                     pick_device, positive, read_lines, read_tsv, run, write_whole)
 
 BATCH_TOKENS = {"cpu": 1_024, "cuda": 8_192, "mps": 2_048}   # each beam has logits over a whole vocabulary
@@ -62,7 +63,8 @@ FLORES = dict(pair.split(":") for pair in """
 OTHER_NAMES = {"zh": "cmn_Hans", "ar": "ara"}   # opus-mt's, where these differ from the others' names
 
 def get_args(argv=None):
-    p = Parser(prog="data/translate.py", description=__doc__, formatter_class=HelpPage)
+    p = Parser(prog="data/translate.py", description=__doc__,
+               formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--data", required=True, help="data root, holds <task>/en/train.tsv")
     p.add_argument("--task", required=True, help="task folder under the data root")
     p.add_argument("--lang", help="target language, ISO 639-1: names the folder and asks the model, e.g. ko")
@@ -73,14 +75,14 @@ def get_args(argv=None):
     job.add_argument("--export", metavar="FILE", help="write the n rows, with ids, to translate elsewhere")
     job.add_argument("--merge", metavar="FILE", help="read them back, with translation [translation_b] added")
     p.add_argument("--lang-code", help="the model's own code of the language, where --lang does not tell it")
-    p.add_argument("--beams", type=positive, default=4, help="width of beam search (ours); 1: faster, worse")
-    p.add_argument("--max-new-tokens", type=positive, default=256, help="longer translations are cut")
+    p.add_argument("--beams", type=positive, default=4, help="of beam search (ours: 4); 1: faster, worse")
+    p.add_argument("--max-new-tokens", type=positive, default=256, help="longer are cut (ours: 256)")
     p.add_argument("--batch-tokens", type=positive, help=f"of a batch, else {BATCH_TOKENS}")
     p.add_argument("--skip", action="store_true", help="--merge: leave out rows that have no translation")
     p.add_argument("--force", action="store_true", help="replace a file that these settings did not make")
     p.add_argument("--device", help="cuda, cuda:1, mps or cpu; without it the first of these that is there")
     p.add_argument("--amp", choices=("auto", "off", "bf16", "fp16"), default="auto",
-                   help="precision of the model; auto: bf16 where native, else fp16 on CUDA, fp32 elsewhere")
+                   help="precision; auto (default): bf16 if native, else fp16 on CUDA, fp32 elsewhere")
     args = p.parse_args(argv)
     if not args.export and args.lang in (None, "en"):
         raise UserError("--lang: give the target language, another than en, e.g. --lang ko")
@@ -170,7 +172,7 @@ class Translator:
         """Tokenised rows -> [[translation, was it cut]], one batch."""
         pad_id = self.tokenizer.pad_token_id
         forced = {} if self.first is None else {"forced_bos_token_id": self.first}
-        batch = pad(rows, pad_id, self.device)
+        batch = pad(rows, self.tokenizer, self.device)
         out = self.model.generate(**batch, num_beams=self.args.beams, do_sample=False,
                                   max_new_tokens=self.limit, pad_token_id=pad_id, **forced)
         out = out[:, 1:]                                     # without the token that starts a decoder
@@ -250,10 +252,11 @@ def load_rows(args):
 
     The id is the row's line in train.tsv, as a string."""
     path = Path(args.data, args.task, "en", "train.tsv")
-    names, rows = read_tsv(path, ("label", "text"), ("text_b",))
+    rows = read_tsv(path, *ROWS)
     if args.n and args.n > len(rows):
         raise UserError(f"--n {args.n}: {path} has {len(rows)} rows; use --n {len(rows)}, or add rows")
-    return names[1:], {str(i + 2): rows[i] for i in fixed_order(len(rows))[:args.n or DEFAULT_N]}
+    columns = ["text", "text_b"][:len(rows[0]) - 1]
+    return columns, {str(i + 2): rows[i] for i in fixed_order(len(rows))[:args.n or DEFAULT_N]}
 
 def translation_names(columns):
     return [column.replace("text", "translation") for column in columns]
@@ -273,7 +276,7 @@ def write_translated(columns, pairs, progress, force):
         table[place] = [*row, *translations]
     content = tsv([["label", *columns, *translation_names(columns)], *table])
     progress.add(wrote=file_digest(content))                 # before the file, in case of a kill in between
-    write_whole(progress.target, lambda file: file.write(content))
+    write_whole(progress.target, content)
 
 def report(pairs, target):
     """Print three examples and the numbers that tell whether it worked."""
@@ -294,7 +297,7 @@ def export(args):
     if Path(args.export).exists() and not args.force:
         raise UserError(f"{args.export} is there already; give another name, or replace it with --force")
     content = tsv([["id", "label", *columns], *([name, *row] for name, row in rows.items())])
-    write_whole(args.export, lambda file: file.write(content))
+    write_whole(args.export, content)
     unique = distinct(rows.values())
     print(f"export | {len(rows)} rows, {len(unique)} different sentences of {sum(map(len, unique)):,} "
           f"characters -> {args.export}\nadd the column {' and '.join(translation_names(columns))}, keep the "
@@ -302,13 +305,17 @@ def export(args):
 
 def read_merge(path, columns, rows):
     """({id: translations}, {id: its line if it has none}) of a file handed back, checked against `rows`."""
-    read_tsv(path, ("id", *columns))                         # for its checks; it would refuse empty cells
-    header, *lines = (line.split("\t") for line in read_lines(path))
+    header, *lines = (line.split("\t") for line in read_lines(path))        # read_tsv refuses empty cells
     found, empty, seen = {}, {}, {}
-    for name in translation_names(columns):
-        if name not in header:
-            raise UserError(f"{path}:1: no column {name!r} in the header {header}; add the translations")
+    for name in ("id", *columns, *translation_names(columns)):
+        if header.count(name) != 1:
+            raise UserError(f"{path}:1: {header.count(name) or 'no'} column {name!r} in the header {header}; "
+                            "keep the columns of the export and add the translations")
+    if not lines:
+        raise UserError(f"{path}: no rows below the header; give the export with its translations")
     for number, cells in enumerate(lines, 2):
+        if len(cells) != len(header):
+            raise UserError(f"{path}:{number}: {len(cells)} columns, not {len(header)}; one row a line")
         cell = {name: " ".join(text.split()) for name, text in zip(header, cells)}
         key, translations = cell["id"], [cell[name] for name in translation_names(columns)]
         if key not in rows:
