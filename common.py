@@ -10,9 +10,12 @@ import functools
 import hashlib
 import io
 import os
+import pickletools
+import re
 import sys
 import tempfile
 import time
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -35,13 +38,10 @@ BATCH_TOKENS = {"cpu": 1_024, "cuda": 65_536}                    # of an encodin
 class UserError(Exception):
     """A mistake that the user can mend: one line that says what, where and how."""
 
-class Parser(argparse.ArgumentParser):
-    def error(self, message):
-        raise UserError(f"{message}; see: python {self.prog} --help")
-
 def make_parser(doc):
     """Parser with the flags that every script has; `doc` is the script's docstring."""
-    p = Parser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p = argparse.ArgumentParser(description=doc, usage=argparse.SUPPRESS,
+                                formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--out", default="runs", help="folder of one LM and task's files (default: %(default)s)")
     p.add_argument("--device", help="cuda, cuda:1, mps or cpu; without it the first of these that is there")
     p.add_argument("--amp", choices=("auto", "off", "bf16", "fp16"), default="auto",
@@ -217,8 +217,7 @@ class Encoder(nn.Module):
         rows = [dict(zip(out, row)) for row in zip(*out.values())]
         full = sum(len(row["input_ids"]) == self.max_len for row in rows)
         if full:
-            tqdm.write(f"{full} of {len(rows)} texts fill all {self.max_len} tokens: what is longer was cut",
-                       file=sys.stderr)
+            tqdm.write(f"{full} of {len(rows)} texts are cut to {self.max_len} tokens", file=sys.stderr)
         return rows
 
 def pad(rows, tokenizer, device):
@@ -293,13 +292,12 @@ class Cache:
         for i in range(0, len(new), SHARD * WORLD):          # a fixed cut: a killed run goes on alike
             part, start = dict(new[i:i + SHARD * WORLD]), time.perf_counter()
             embeddings = encode(self.encoder, list(part.values()), self.device, progress=progress)
-            seconds = time.perf_counter() - start
             if not embeddings.isfinite().all():
                 raise UserError("an embedding is not finite: try --amp off, or look at the LM")
             packed = torch.frombuffer(bytearray(b"".join(part)), dtype=torch.uint8)
             path = self.folder / f"{digest(packed)}.pt"
             save(path, "cache", lm=self.encoder.fingerprint, keys=packed, embeddings=embeddings,
-                 seconds=seconds)
+                 seconds=time.perf_counter() - start)
             self._read(path)
             self.encoded += len(part)
         self.seconds, files = sum(self.where[key][2] for key in set(keys)), {}
@@ -325,8 +323,8 @@ class Aligner(nn.Module):
     arch "fc": f is `depth` Linear layers of width `hidden` (None: D), ReLU and Dropout between.
     arch "ae": f has `depth` layers down to a bottleneck of `hidden` (None: D // 2), and as many back up.
     else:      no f. W (D, D) is a closed form (shift, procrustes, linear).
-    With fc and ae W is 0 in the paper's form, --plain, and else (ours) the closed form "linear", fixed.
-    Means and scales are statistics of the training pairs: (D,), scale_y one number."""
+    With fc and ae W is 0 in the paper's form, --plain, else (ours) the closed form "linear", fixed. Means and
+    scales are the training pairs': (D,), scale_y one number."""
     def __init__(self, arch, dim, depth=None, hidden=None, dropout=0.0):
         super().__init__()
         self.config = dict(arch=arch, dim=dim, depth=depth, hidden=hidden, dropout=dropout)
@@ -356,8 +354,7 @@ class Aligner(nn.Module):
         return torch.cat([self(block.to(self.mean_x.device)).cpu() for block in x.split(rows)])
 
 def load_aligner(art, dim):
-    """Aligner from an artifact's "aligner" (its config) and "state"; raises unless they fit each other and
-    embeddings of width `dim`."""
+    """Aligner of an artifact's "aligner" and "state"; raises unless they fit embeddings of width `dim`."""
     require((art["aligner"]["depth"] or 0) <= len(art["state"]), "more layers than weights")
     with torch.device("meta"):                               # it may declare any size
         aligner = Aligner(**art["aligner"])
@@ -372,8 +369,8 @@ def logits(heads, x):
 
 # Artifacts: plain dicts of tensors, numbers and strings
 def digest(value, room=float("inf")):
-    """Hex digest of nested dicts and lists of finite tensors, numbers and strings: same content, same digest.
-    UserError for anything else, and for a tensor of over `room` bytes: a file may declare any size."""
+    """Hex digest of nested dicts and lists of numbers, text and finite tensors of at most `room` bytes.
+    UserError for anything else: a file may hold, and declare, what it likes."""
     if isinstance(value, torch.Tensor):
         require(value.layout == torch.strided and value.numel() * value.element_size() <= room)
         require(not value.is_complex() and value.isfinite().all())
@@ -402,8 +399,7 @@ def save(path, kind, args=None, **content):
     write_whole(path, buffer.getbuffer())
 
 def write_whole(path, content):
-    """Write bytes to a temporary file beside `path`, then rename it to `path`: all or nothing. Under torchrun
-    rank 0 does, and all ranks wait for it."""
+    """Write bytes to a temporary file, then rename it to `path`: all or nothing. Ranks but 0 only wait."""
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.{time.time_ns()}")     # containers share ids
     if WORLD > 1:
@@ -425,6 +421,15 @@ def require(fine, words="a value of another type, shape or size"):
     if not fine:
         raise UserError(words)
 
+def check_file(path):
+    """Raise unless a .pt file is stored uncompressed and asks its reader for nothing but plain tensors."""
+    with zipfile.ZipFile(path) as parts:
+        require(not any(part.compress_type for part in parts.infolist()))
+        pickles = [parts.read(name) for name in parts.namelist() if name.endswith(".pkl")]
+    codes = [code for pickle in pickles for code in pickletools.genops(pickle)]
+    plain = re.compile(r"collections OrderedDict|torch\._utils _rebuild_tensor_v2|torch \w+Storage")
+    require(all(plain.fullmatch(name) for code, name, _ in codes if code.name == "GLOBAL"))
+
 def load(path, kind, remake, lm=None, build=dict):
     """What `build` makes of an artifact's content, checked: whole, of this kind, and made with the LM of
     fingerprint `lm` if given. Whatever goes wrong is a UserError that names `remake`, the command that makes
@@ -432,7 +437,12 @@ def load(path, kind, remake, lm=None, build=dict):
     path = Path(path)
     try:
         require(path.is_file(), "no such artifact")
+        check_file(path)
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        queue = [content]
+        for value in queue:                                  # grows on the way: may hold itself
+            queue += value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+            require(len(queue) < 1_000_000)
         found = content.pop("digest")
         require(found == digest(content, path.stat().st_size), "damaged, its digest does not fit")
         found = content["kind"], content["format"]

@@ -34,8 +34,7 @@ def check(head, name, encoder, info):
     require(head["pair"] == info["pair"] and head["method"] in METHODS and isinstance(head["lang"], str))
     require((head["lang"] == "en") == (head["method"] == "english") >= (name == "head-english"))
     require((head["method"] in ("langalign", "rev")) == bool(head["arch"]) and (head["n"] or 0) >= 0)
-    if head["arch"]:
-        load_aligner(head, encoder.dim)
+    require(not head["arch"] or load_aligner(head, encoder.dim))
     out = logits_of(head, torch.zeros(2, encoder.dim))
     require(len(out) and out.shape[1:] == (2, len(info["labels"])) and out.isfinite().all())
     line_of(record_of("", [head], out.argmax(2), torch.zeros(2, dtype=torch.int64)), 0)
@@ -49,10 +48,11 @@ def load_heads(out, lang, encoder, info):
                          encoder.fingerprint, lambda head: check(head, path.stem, encoder, info)))
              for path in paths]
     known = {head["lang"] for _, head in heads}
-    langs, there = [lang] if lang else sorted(known - {"en"}), " ".join(sorted(known)) or "no language"
-    served = known & {*langs} or known == {"en"}             # english alone serves any language
-    if not (langs and served and Path(out, "head-english.pt") in dict(heads)):
-        raise UserError(f"{out}: heads for {there}, not for en and {lang or 'another'}; make them: {make}")
+    langs = [lang] if lang else sorted(known - {"en"})
+    served = langs and (known & {*langs} or known == {"en"})             # english alone serves any language
+    if not (served and Path(out, "head-english.pt") in dict(heads)):
+        raise UserError(f"{out}: heads for {' '.join(sorted(known)) or 'no language'}, not for en and "
+                        f"{lang or 'another'}; make them: {make}")
     return [(path, head) for path, head in heads if head["lang"] in (*langs, "en")], langs
 
 def logits_of(head, x):
@@ -90,8 +90,7 @@ def record_of(name, heads, predicted, y):
             "seconds": {key: float(value) for key, value in first["seconds"].items()}}
 
 def check_leak(path, texts, info, lang, allow):
-    """UserError, or with `allow` a warning, if texts of the file `path` are also training or translated rows
-    of `lang`, or English training rows: they would flatter every number."""
+    """UserError, or with `allow` a warning, if test texts stand in training or translated rows, too."""
     wide = len(texts[0])
     for other, headers in ((f"{lang}/train", ROWS), (f"{lang}/translated", PAIRS), ("en/train", ROWS)):
         file = Path(info["data"], info["task"], f"{other}.tsv")
@@ -182,9 +181,6 @@ def main(argv=None):
         if len(langs) > 1:
             raise UserError(f"--predict needs --lang; {args.out} has heads for: {' '.join(langs)}")
         return predict(args.predict, *max(heads, key=lambda item: item[1]["lang"] in langs), cache)
-    if args.plot:
-        from data import plot                                # only here: else common.py is enough
-        plot.check(args.plot, args.lang, heads, args.out)
 
     print(f"eval | {machine} | {len(heads)} heads | languages {' '.join(langs)}", flush=True)
     results = []
@@ -195,6 +191,7 @@ def main(argv=None):
     path = Path(args.out, "results.json" if args.split == "test" else "results-dev.json")
     write_whole(path, (json.dumps(results, indent=1) + "\n").encode())
     if args.plot:
+        from data import plot                                # only here: else common.py is enough
         plot.draw(args.plot, args.lang, results, heads, cache, info)
     print(f"\n-> {path} {args.plot or ''}")
 

@@ -24,7 +24,6 @@ from common import (RANK, WORLD, UserError, encode, load_pretrained, load_task, 
                     number, pad, pick_device, positive, run, save_encoder)
 
 POOL_OF_BATCHES = 50   # batches whose rows are sorted by length together: little padding, still random order
-WARMUP = 0.06          # share of the steps with rising learning rate
 WEIGHT_DECAY = 0.01    # on weight matrices only, never on embeddings: see use_rows
 DROPOUT = 0.1          # between embedding and labels
 
@@ -47,9 +46,8 @@ def use_rows(encoder, rows):
     return restore
 
 def train_epoch(model, rows, tokenizer, optimizer, schedule, scaler, generator, args, epoch):
-    """One pass of cross-entropy over tokenised rows with labels, in random batches of similar length;
-    returns the mean loss, UserError if not finite. Under torchrun a rank takes its share of each batch, and
-    DistributedDataParallel averages gradients."""
+    """One pass of cross-entropy in random batches of similar length; returns the mean loss, UserError if not
+    finite. Under torchrun a rank takes its share of a batch, DistributedDataParallel averages gradients."""
     model.train()
     total = torch.zeros((), device=args.device)
     order = torch.randperm(len(rows), generator=generator).split(args.batch * POOL_OF_BATCHES)
@@ -93,7 +91,7 @@ def tune(model, train, dev, args):
         groups[p.ndim > 1 and "embed" not in name]["params"].append(p)
     optimizer = torch.optim.AdamW(groups, lr=args.lr, fused=True)
     steps = args.epochs * -(-len(rows) // args.batch)
-    schedule = get_linear_schedule_with_warmup(optimizer, int(WARMUP * steps), steps)      # up, down to 0
+    schedule = get_linear_schedule_with_warmup(optimizer, int(0.06 * steps), steps)       # then down to 0
     scaler = torch.amp.GradScaler(args.device.type, enabled=args.dtype == torch.float16)
     parts = optimizer, schedule, scaler, torch.Generator().manual_seed(args.seed)
     history = []

@@ -33,7 +33,10 @@ def find_aligner(args, cache):
     make += "".join(f" --{flag} {getattr(args, flag)}" for flag in ("n", "arch") if getattr(args, flag))
 
     def build(art):
-        require(art["residuals"].shape[1:] == (cache.encoder.dim,) and art["report"]["held_out"] > 0)
+        told = (art["reverse"], art["report"]["held_out"], *art["report"]["A"].values(),
+                *art["seconds"].values(), *art["cost"].values())
+        require(len(told) == 11 and all(isinstance(value, (int, float)) for value in told))
+        require(isinstance(art["lang"], str) and art["residuals"].shape[1:] == (cache.encoder.dim,))
         return {**art, "A": load_aligner(art, cache.encoder.dim), "residuals": art["residuals"].float()}
     paths = Path(args.out).glob(f"align-{args.lang}-{args.arch or '*'}-n{args.n or ''}*.pt")
     for path in sorted(paths, key=lambda path: -path.stat().st_mtime_ns):
@@ -44,8 +47,7 @@ def find_aligner(args, cache):
 
 def train_heads(x, y, classes, seeds, l2, device, residuals=()):
     """S linear heads at once, one a seed, by cross-entropy + l2 |w|^2 on embeddings x (N, D), labels y (N,).
-    One of `residuals` (M, D), if any, is added each time a row of x is used: target text varies in ways that
-    A does not foretell, and a head trained on A(x) alone relies on what that will hide.
+    To a row a random one of `residuals` (M, D), if any, is added: target text varies as A does not foretell.
     Returns {"weight": (S, C, D), "bias": (S, 1, C), "mean": (D,), "scale": (D,)}, what `logits` takes."""
     residuals = residuals if len(residuals) else torch.zeros(1, x.shape[1])
     start = [torch.randn(x.shape[1], classes, generator=torch.Generator().manual_seed(s)).T for s in seeds]
@@ -89,8 +91,7 @@ def make_head(args, cache, info):
     seconds = {"encode": cache.seconds, "align": 0.0, **art.get("seconds", {})}    # of its own texts
     n, variant = art.get("n"), source and source.stem.split("-", 2)[2]
     if method == "langalign":
-        x, dev_x = art["A"].map(x), art["A"].map(dev_x)                            # A(e(d_en))
-        residuals = () if args.clean else art["residuals"]
+        x, dev_x, residuals = art["A"].map(x), art["A"].map(dev_x), art["residuals"]         # A(e(d_en))
     if method == "translated":
         n = len(texts) + len(dev_texts)
         english, variant = load_translated(info["data"], info["task"], lang, n)[0], f"n{n}"
@@ -102,8 +103,8 @@ def make_head(args, cache, info):
     majority = dev_y.bincount().max().item() / len(dev_y)
 
     path = Path(args.out, file_name("head", method, lang if lang != "en" else "", variant,
-                                    "clean" if args.clean else "", l2=args.l2 if args.l2 != L2 else None,
-                                    seed=args.seed or None, seeds=args.seeds if args.seeds != 5 else None))
+                                    l2=args.l2 if args.l2 != L2 else None, seed=args.seed or None,
+                                    seeds=args.seeds if args.seeds != 5 else None))
     made = f"{method}{f' by {source}' if source else ''}{' with its residuals' if len(residuals) else ''}"
     print(f"{made}: dev accuracy {dev.mean():.2%} +- {dev.std(correction=0):.2%}, majority class "
           f"{majority:.2%} -> {path}")
@@ -123,8 +124,6 @@ def main(argv=None):
     p.add_argument("--arch", choices=("fc", "ae", "linear", "procrustes", "shift"),
                    help="langalign, rev: the aligner of this arch, else the newest")
     p.add_argument("--seeds", type=positive, default=5, help="heads, each of own start and order (ours: 5)")
-    p.add_argument("--clean", action="store_true", help="langalign: on A(x) as in the paper, not on A(x) + a "
-                   "random residual y - A(x) of held-out pairs, where step 2 kept them (ours)")
     p.add_argument("--l2", type=float, default=L2, help="weight of |w|^2 in the loss: keeps the head off "
                    "directions that the languages do not share (ours: %(default)s)")
     args = p.parse_args(argv)

@@ -16,13 +16,6 @@ COLORS = ("#3b82c4", "#d9822b", "#2a9d62", "#a05eb5", "#c94f4f", "#8a7a20", "#2f
 HEAD = """<svg xmlns="http://www.w3.org/2000/svg" width="900" height="520" style="font:13px sans-serif">
 <text x="430" y="16" fill="#808080">accuracy against n, 95% interval of the difference to english</text>"""
 
-def check(path, lang, heads, out):
-    """UserError unless there is one language and the heads that are drawn."""
-    if not lang:
-        raise UserError(f"--plot draws one language: python eval.py --lang ko --plot {path}")
-    if "langalign" not in {head["method"] for _, head in heads}:
-        raise UserError(f"--plot needs a langalign head: python step3_head.py --out {out} --lang {lang}")
-
 def element(kind, words="", **attributes):
     given = " ".join(f'{key.replace("_", "-")}="{value}"' for key, value in attributes.items())
     return f"<{kind} {given}>{words}</{kind}>"
@@ -78,5 +71,8 @@ def draw_gains(records):
 
 def draw(path, lang, records, heads, cache, info):
     """Write the picture of `lang`: records are the table's rows, heads [(path, artifact)], newest first."""
+    if not lang or "langalign" not in {head["method"] for _, head in heads}:
+        raise UserError(f"--plot {path} draws one language that has a langalign head: give --lang, or "
+                        f"python step3_head.py --lang {lang or 'ko'}")
     svg = "\n".join([HEAD, *draw_pairs(lang, heads, cache, info), *draw_gains(records), "</svg>\n"])
     write_whole(path, svg.encode())

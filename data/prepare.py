@@ -43,7 +43,7 @@ from typing import NamedTuple
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from common import Parser, UserError, fixed_order, run, write_whole  # noqa: E402
+from common import UserError, fixed_order, run, write_whole  # noqa: E402
 
 SHARE, AT_MOST = 0.1, 2_000    # of the rows, for a dev or test that a source lacks
 BROKEN = 0.001                 # share of rows with a wrong number of cells above which a file is refused
@@ -352,8 +352,8 @@ def write(path, rows):
         raise UserError(str(err).replace("--out", "--root"))
 
 def get_args(argv=None):
-    p = Parser(prog="data/prepare.py", description=__doc__,
-               formatter_class=argparse.RawDescriptionHelpFormatter)
+    p = argparse.ArgumentParser(prog="data/prepare.py", description=__doc__, usage=argparse.SUPPRESS,
+                                formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("task", choices=("sentiment", "nli"), help="which task's data to prepare")
     p.add_argument("--lang", required=True, choices=("ko", "ja", "zh", "sw", "ur"),
                    help="target language; sw and ur for nli only")

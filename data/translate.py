@@ -33,7 +33,7 @@ from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from common import (DEFAULT_N, ROWS, Parser, UserError, batches, digest, fixed_order, pad,  # noqa: E402
+from common import (DEFAULT_N, ROWS, UserError, batches, digest, fixed_order, pad,  # noqa: E402
                     pick_device, positive, read_lines, read_tsv, run, write_whole)
 
 BATCH_TOKENS = {"cpu": 1_024, "cuda": 8_192, "mps": 2_048}   # each beam has logits over a whole vocabulary
@@ -63,8 +63,8 @@ FLORES = dict(pair.split(":") for pair in """
 OTHER_NAMES = {"zh": "cmn_Hans", "ar": "ara"}   # opus-mt's, where these differ from the others' names
 
 def get_args(argv=None):
-    p = Parser(prog="data/translate.py", description=__doc__,
-               formatter_class=argparse.RawDescriptionHelpFormatter)
+    p = argparse.ArgumentParser(prog="data/translate.py", description=__doc__, usage=argparse.SUPPRESS,
+                                formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--data", required=True, help="data root, holds <task>/en/train.tsv")
     p.add_argument("--task", required=True, help="task folder under the data root")
     p.add_argument("--lang", help="target language, ISO 639-1: names the folder and asks the model, e.g. ko")

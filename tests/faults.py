@@ -50,7 +50,7 @@ import eval as evaluation  # noqa: E402
 import step1_embed  # noqa: E402
 import step2_align  # noqa: E402
 import step3_head  # noqa: E402
-from common import Parser, UserError, positive, run  # noqa: E402
+from common import UserError, positive, run  # noqa: E402
 from data import plot  # noqa: E402
 
 SCRIPTS = {"step1_embed": step1_embed, "step2_align": step2_align, "step3_head": step3_head,
@@ -328,7 +328,8 @@ def warm_up(model):
     optimizer.step()
 
 def get_args(argv=None):
-    p = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p = argparse.ArgumentParser(description=__doc__, usage=argparse.SUPPRESS,
+                                formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--kills", type=positive, default=50,
                    help="of each script by the clock, and half as many inside a write")
     p.add_argument("--data", default="data/toy", help="toy world of data/toy.py")
