@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from conftest import WORDS, step1, write
 
 import common
-from common import Aligner, Cache, UserError, encode, load_encoder, load_translated, read_tsv
+from common import ROWS, Aligner, Cache, UserError, encode, load_encoder, load_translated, read_tsv
 
 CPU = torch.device("cpu")
 TEXTS = [(" ".join(WORDS[:k]),) for k in (3, 11, 5, 1, 7, 20, 2)]
@@ -49,8 +49,9 @@ def test_order_of_rows_does_not_matter(folder):
 
 def test_token_type_ids_are_padded(folder):
     rows = [{"input_ids": [0, 5, 2], "token_type_ids": [0, 0, 1]}, {"input_ids": [0], "token_type_ids": [0]}]
-    batch = common.pad(rows, 9, CPU)
-    assert batch["input_ids"].tolist() == [[0, 5, 2], [0, 9, 9]]
+    tokenizer = load_encoder(folder)[0].tokenizer
+    batch = common.pad(rows, tokenizer, CPU)
+    assert batch["input_ids"].tolist() == [[0, 5, 2], [0, *[tokenizer.pad_token_id] * 2]]
     assert batch["token_type_ids"].tolist() == [[0, 0, 1], [0, 0, 0]]
     assert batch["attention_mask"].tolist() == [[1, 1, 1], [1, 0, 0]]
 
@@ -98,9 +99,10 @@ def test_cache_of_several_files_and_of_another_lm(folder, tiny, tmp_path, monkey
 
 def test_n_is_a_prefix_of_one_order(tiny):
     small, large = (load_translated(tiny[1], "mood", "xx", n) for n in (20, 60))
-    assert [part[:20] for part in large] == list(small)
+    assert [part[:20] for part in large[:2]] == list(small[:2])
     assert len(set(large[0])) > 50 and large[0] != load_translated(tiny[1], "mood", "xx")[0][-60:]
-    english, target, labels = load_translated(tiny[1], "pair", "xx")
+    english, target, none = load_translated(tiny[1], "pair", "xx")
+    assert none is None
     assert len(english) == 90 and all(len(t) == 2 for t in english + target)
     assert all("x" + e.split()[0] == t.split()[0] for e, t in zip([x[1] for x in english], [x[1] for x in target]))
 
@@ -113,22 +115,23 @@ def test_default_n_is_20000_or_what_there_is():
 
 def test_tsv_keeps_what_is_text(tmp_path):
     odd = "a\u2028b\u0085c \"quoted\" \U0001f600 \u05d0"
-    (tmp_path / "f.tsv").write_bytes(f"\ufefftext\tlabel\textra\r\n{odd}\tgood\t1\r\nz\tbad\t2\r\n\r\n".encode())
-    assert read_tsv(tmp_path / "f.tsv", ("label", "text"), ("text_b",)) == (
-        ["label", "text"], [("good", odd), ("bad", "z")])
+    (tmp_path / "f.tsv").write_bytes(f"\ufefflabel\ttext\r\ngood\t{odd}\r\nbad\tz\r\n\r\n".encode())
+    assert read_tsv(tmp_path / "f.tsv", *ROWS) == [("good", odd), ("bad", "z")]
 
 
 @pytest.mark.parametrize("content, line, what", [
-    (b"", ":1:", "no column"), (b"label\ttext\n", "", "no rows"), (b"a\tb\n1\t2\n", ":1:", "no column 'label'"),
+    (b"", ":1:", "the header is ['']"), (b"label\ttext\n", "", "no rows"), (b"label\ttext\ng\tx\n", "", "1 rows"),
+    (b"a\tb\n1\t2\n", ":1:", "the header is ['a', 'b'], not, between tabs: label text or: label text text_b"),
     (b"label\ttext\ng\tx\ng\n", ":3:", "1 columns"), (b"label\ttext\ng\tx\ty\n", ":2:", "3 columns"),
-    (b"label\ttext\ng\tx\nb\t\xff\n", ":3:", "0xff is not UTF-8"), (b"label\ttext\ng\t \n", ":2:", "empty text"),
+    (b"label\ttext\ng\tx\nb\t\xff\n", ":3:", "0xff is not UTF-8"), (b"label\ttext\ng\t \n", ":2:", "an empty text"),
     (b"label\ttext\ng\tx\nlabel\ttext\n", ":3:", "header again"),
-    (b"label\ttext\ttext\ng\tx\ty\n", ":1:", "twice")])
+    (b"label\ttext\ttext\ng\tx\ty\n", ":1:", "the header is"), (b"text\tlabel\nx\tg\n", ":1:", "the header is"),
+    (b"label text\ng x\n", ":1:", "the header is ['label text']")])
 def test_bad_rows_name_file_and_line(tmp_path, content, line, what):
     path = tmp_path / "f.tsv"
     path.write_bytes(content)
     with pytest.raises(UserError, match="f.tsv" + line) as caught:
-        read_tsv(path, ("label", "text"), ("text_b",))
+        read_tsv(path, *ROWS)
     assert what in str(caught.value) and "\n" not in str(caught.value)
 
 
@@ -190,7 +193,7 @@ def test_artifact_mismatches_are_refused(tmp_path, spoil):
 def test_disk_full_leaves_nothing(tmp_path, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
-    monkeypatch.setattr(torch, "save", full)
+    monkeypatch.setattr(common.Path, "write_bytes", full)
     with pytest.raises(UserError, match="No space left"):
         common.save(tmp_path / "a.pt", "align", lm="f")
     assert not list(tmp_path.iterdir())
