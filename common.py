@@ -473,7 +473,8 @@ def build_encoder(art):
             Path(folder, Path(file).name).write_bytes(content.numpy().tobytes())
         tokenizer = transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
         config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False)
-    require(getattr(config, "num_hidden_layers", 0) <= len(art["state"]), "more layers than weights")
+    identity = {key: art[key] for key in ("state", "files", "pool", "max_len")}
+    require(art["lm"] == digest(identity) and getattr(config, "num_hidden_layers", 0) <= len(art["state"]))
     for device in "meta", "cpu":                             # it may declare any size: the shapes first
         with torch.device(device):
             lm = transformers.AutoModel.from_config(config, trust_remote_code=False)

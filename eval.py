@@ -34,9 +34,11 @@ def check(head, name, encoder, info):
     require(head["pair"] == info["pair"] and head["method"] in METHODS and isinstance(head["lang"], str))
     require((head["lang"] == "en") == (head["method"] == "english") >= (name == "head-english"))
     require((head["method"] in ("langalign", "rev")) == bool(head["arch"]) and (head["n"] or 0) >= 0)
-    require(not head["arch"] or load_aligner(head, encoder.dim))
+    require(not head["arch"] or load_aligner(head, encoder.dim) and head["alignment"]["held_out"] + 0 > 0)
     out = logits_of(head, torch.zeros(2, encoder.dim))
     require(len(out) and out.shape[1:] == (2, len(info["labels"])) and out.isfinite().all())
+    require(head["heads"]["mean"].shape == head["heads"]["scale"].shape == (encoder.dim,))
+    require(head["heads"]["bias"].shape == out[:, :1].shape)
     line_of(record_of("", [head], out.argmax(2), torch.zeros(2, dtype=torch.int64)), 0)
     return head
 
@@ -142,8 +144,8 @@ def show(lang, records):
     wide = max(len(r["label"]) for r in records) + 1
     items, split, top = records[0]["items"], records[0]["split"], records[-1].get("ceiling", "native")
     print(f"\n{lang}, {items} {split} rows: +- over seeds, difference to english in points, 95% interval,\n"
-          f"gap as a share of {top}'s, R^2 and P@1 of A on held-out pairs, text translated, seconds to encode,\n"
-          "align, train\n" + "  method".ljust(wide + 2) + "      n seeds  accuracy    +-  macro F1"
+          f"gap as a share of {top}'s, R^2 and P@1 of A on held-out pairs, text translated, seconds to\n"
+          "encode, align, train\n" + "  method".ljust(wide + 2) + "      n seeds  accuracy    +-  macro F1"
           "  difference                  gap   R^2    P@1   sentences  characters  seconds")
     print(*(line_of(r, wide) for r in records), sep="\n")
     mapped = [r for r in records if r["method"] == "langalign"]
@@ -154,7 +156,7 @@ def show(lang, records):
 
 def predict(path, name, head, cache):
     """Label a file or standard input (-): a line `label <tab> probability` for each line, in order."""
-    source = open(path if path != "-" else 0, "r", -1, "utf-8-sig", "surrogateescape", "\n")
+    source = open(path if path != "-" else 0, "r", -1, "utf-8-sig", "surrogateescape", "\n", path != "-")
     print(f"labelling with {name}", file=sys.stderr)
     done, wide = 0, 1 + head["pair"]                         # surrogates: what is not UTF-8
     while texts := [tuple(line.rstrip("\r\n").split("\t")) for line in itertools.islice(source, CHUNK)]:

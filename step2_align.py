@@ -29,7 +29,6 @@ BATCH = 128            # pairs a step, ours
 WEIGHT_DECAY = 3.0     # of AdamW, ours: little of it wins on held-out pairs and loses on other text
 POOL = 2_000           # held-out pairs, and rows for the domain gap, at most; P@1 falls as the pool grows
 WARN_R2, WARN_COLLAPSE, WARN_P1 = 0.05, 0.1, 0.02     # below: R^2, share of the targets' variance, P@1
-SWAPPED = 0.8          # below this share of the English text's, the translations' gap to the task's English
 WARN_GAP = 0.2         # above: the pairs' English lies this far from the task's, in spreads of the task's
 
 def shuffle_share(y, noise, seed):
@@ -132,7 +131,7 @@ def report(predicted, x, y, mean, gaps):
             (not spread >= WARN_COLLAPSE, f"A collapsed, its outputs have {spread:.3f} of targets' variance"),
             (not r2 >= WARN_R2, f"A is no better than the mean, R^2 {r2:.3f}: do columns belong together?"),
             (p1 < max(WARN_P1, 2 / len(y)), f"P@1 is {p1:.1%}, chance: is translated.tsv shifted by a row?"),
-            (gap_target < SWAPPED * gap, f"the translations are nearer to the task's English, gap "
+            (gap_target < 0.8 * gap, f"the translations are nearer to the task's English, gap "
              f"{gap_target:.2f}, than the English, {gap:.2f}: are the columns swapped?"),
             (not cosine > same, f"A is no better than identity, cosine {cosine:.3f} to {same:.3f}"),
             (gap > WARN_GAP, f"the pairs are far from the task's text, domain gap {gap:.2f}: less gain")):
@@ -167,9 +166,9 @@ def main(argv=None):
     aligner = Aligner(args.arch, cache.encoder.dim, args.depth or DEPTH.get(args.arch), args.hidden,
                       DROPOUT if args.dropout is None else args.dropout)
     size = sum(p.numel() for p in aligner.parameters()) or aligner.W.numel()       # closed form: no parameter
-    loop = f"{EPOCHS} epochs of {-(-(n - held) // BATCH)} steps" if aligner.f else "closed form"
     print(f"step 2 | {machine} | A: {args.arch}{' reversed' * args.reverse}, {size:,} parameters, LM "
-          f"frozen | en-{args.lang}: {n - held} pairs + {held} held out | {loop}", flush=True)
+          f"frozen | en-{args.lang}: {n - held} pairs + {held} held out |",
+          f"{EPOCHS} epochs of {-(-(n - held) // BATCH)} steps" if aligner.f else "closed form", flush=True)
     if info["pair"] and len(english[0]) == 1:
         print("warning: single texts for a pair task: general text, look at the domain gap")
 

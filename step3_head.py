@@ -21,7 +21,6 @@ from common import (UserError, file_name, load, load_aligner, load_train_dev, lo
 EPOCHS, STEPS = 10, 2_000   # both at least, so that few rows get enough steps
 BATCH = 64             # rows a step: ours
 LR = 1e-3              # peak learning rate of Adam, linear decay to 0: ours
-L2 = 0.05              # of --l2: ours, chosen on dev rows
 METHODS = {"langalign": "English through A", "english": "English, the floor",
            "native": "target rows, the usual ceiling", "translated": "the translations and their labels",
            "rev": "English, with A in front at inference"}
@@ -103,7 +102,7 @@ def make_head(args, cache, info):
     majority = dev_y.bincount().max().item() / len(dev_y)
 
     path = Path(args.out, file_name("head", method, lang if lang != "en" else "", variant,
-                                    l2=args.l2 if args.l2 != L2 else None, seed=args.seed or None,
+                                    l2=args.l2 if args.l2 != 0.05 else None, seed=args.seed or None,
                                     seeds=args.seeds if args.seeds != 5 else None))
     made = f"{method}{f' by {source}' if source else ''}{' with its residuals' if len(residuals) else ''}"
     print(f"{made}: dev accuracy {dev.mean():.2%} +- {dev.std(correction=0):.2%}, majority class "
@@ -124,7 +123,7 @@ def main(argv=None):
     p.add_argument("--arch", choices=("fc", "ae", "linear", "procrustes", "shift"),
                    help="langalign, rev: the aligner of this arch, else the newest")
     p.add_argument("--seeds", type=positive, default=5, help="heads, each of own start and order (ours: 5)")
-    p.add_argument("--l2", type=float, default=L2, help="weight of |w|^2 in the loss: keeps the head off "
+    p.add_argument("--l2", type=float, default=0.05, help="weight of |w|^2 in the loss: keeps the head off "
                    "directions that the languages do not share (ours: %(default)s)")
     args = p.parse_args(argv)
     if not args.lang and args.method != "english":

@@ -19,6 +19,7 @@ Prints  as its last line one JSON object (null: no such peer here, no native bf1
         With --peer a table in its place: accuracy, difference to english, trained parameters, seconds.
 Expect  times of an idle machine only; each is the best of interleaved runs in one process after a warm-up.
 """
+import argparse
 import contextlib
 import copy
 import json
@@ -129,8 +130,8 @@ def sentences(info, count):
     """Up to `count` different sentences of all languages' files of the task, in one fixed random order."""
     found = {}
     for path in sorted(Path(info["data"], info["task"]).glob("*/t*.tsv")):           # train, translated, test
-        _, rows = common.read_tsv(path, ("text",), ("text_b", "translation", "translation_b"))
-        found |= {(text,): None for row in rows for text in row}
+        rows = common.read_tsv(path, *common.ROWS, *common.PAIRS)
+        found |= {(text,): None for row in rows for text in row[1:]}
     if not found:
         raise UserError(f"no text in {info['data']}/{info['task']}; start from the folder step 1 was run in")
     return random.Random(common.SHUFFLE_SEED).sample(list(found), min(count, len(found)))
@@ -146,7 +147,7 @@ def bench_encode(args, size):
         peer = peers.peer_model(encoder, device)
         peers.check_same(encoder, peer, texts[:64], device)
         cast = copy.deepcopy(peer).bfloat16()
-    jobs, work, tokens = {}, {}, min(common.BATCH_TOKENS[device.type], sum(lengths))
+    jobs, work, tokens = {}, {}, min(common.BATCH_TOKENS.get(device.type, 16_384), sum(lengths))
     dtypes = {"fp32": None, "bf16": args.dtype} if args.dtype == torch.bfloat16 else {"fp32": None}
     for name, dtype in dtypes.items():
         mine = copy.deepcopy(encoder)
@@ -179,7 +180,8 @@ def ours(data, encoder, own):
     """Dev accuracy after step 1's own loop."""
     torch.manual_seed(0)
     encoder = copy.deepcopy(encoder).requires_grad_(True)
-    return step1_embed.tune(step1_embed.Classifier(encoder, own.classes), *data, own)[-1]["dev"]
+    model = nn.Sequential(encoder, nn.Dropout(step1_embed.DROPOUT), nn.Linear(encoder.dim, own.classes))
+    return step1_embed.tune(model, *data, own)[-1]["dev"]
 
 @contextlib.contextmanager
 def clocked(device, places):
@@ -204,8 +206,8 @@ def bench_step1(args, size):
     encoder, info = load_encoder(args.out)
     data = load_train_dev(info["data"], info["task"], "en", info["labels"])
     data = tuple((texts[:n], y[:n]) for (texts, y), n in zip(data, (size["rows"], size["rows"] // 4)))
-    own = step1_embed.get_args(["--epochs", str(size["epochs"])])
-    own.device, own.dtype, own.classes = args.device, args.dtype, len(info["labels"])
+    own = argparse.Namespace(epochs=size["epochs"], lr=5e-5, batch=32, seed=0, device=args.device,
+                             dtype=args.dtype, classes=len(info["labels"]))        # step 1's defaults
     print(f"\nstep1 | {len(data[0][0])} rows of {info['task']}, {len(data[1][0])} dev, {own.epochs} epochs, "
           f"batch {own.batch} | from embed.pt, so dev accuracy may start high", flush=True)
     jobs = {"ours": partial(ours, encoder=encoder, own=own)}
@@ -265,8 +267,8 @@ def make_world(place, pairs, train, dim):
 def bench_steps23(args, size):
     """Steps 2, 3 and eval, twice: the second time nothing may be encoded."""
     n, epochs = size["pairs"], step2_align.EPOCHS
-    print(f"\nsteps23 | {n} pairs x {size['dim']} dimensions, embeddings there | fc: all {epochs} epochs, no "
-          "early stop", flush=True)
+    print(f"\nsteps23 | {n} pairs x {size['dim']} dimensions, embeddings there | fc: {epochs} epochs",
+          flush=True)
     runs = {f"align-xx-{arch}-n{n}": (step2_align, "--n", str(n), "--arch", arch)
             for arch in ("fc", "linear", "procrustes", "shift")}
     runs |= {"head-english": (step3_head, "--method", "english"),
@@ -278,8 +280,7 @@ def bench_steps23(args, size):
         for turn, name in tqdm([(t, name) for t in (1, 2) for name in runs], desc="steps 2, 3", leave=False):
             script, *flags = runs[name]
             flags += ["--out", place, "--lang", "xx", "--device", str(args.device), "--amp", args.amp]
-            with mock.patch.object(common, "encode", side_effect=planted) as encoded, quiet(), \
-                    mock.patch.object(step2_align, "PATIENCE", epochs + 1):
+            with mock.patch.object(common, "encode", side_effect=planted) as encoded, quiet():
                 script.main(flags)
             texts[name].append(sum(len(call.args[1]) for call in encoded.call_args_list))
             if script is not evaluation:

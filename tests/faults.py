@@ -5,11 +5,10 @@
 
 Each script runs in a forked child, on rows cut off the toy world and with small constants, so that a run
 takes about a second and still writes many files. SIGKILL ends it at a random moment: --kills times by the
-clock, over the whole run, and half as often at a call of write, fsync or rename: a random one, or around the
-last rename. Every other run starts in a folder where the same command ran before, so that it has artifacts
+clock, over the whole run, and half as often in a write or at a rename: a random one, or around the last. Every other run starts in a folder where the same command ran before, so that it has artifacts
 to overwrite. After a kill every file there must be whole and hold what an undisturbed run writes, and none
 may have vanished; then the same command must succeed and leave what an undisturbed run leaves, bit for bit,
-seconds aside. A temporary file of the killed process (.<name>.<random>) may stay: no script reads one.
+seconds aside. A temporary file of the killed process (.<name>.<process>.<time>) may stay: no script reads one.
 
 Reads   <data>/sentiment/{en,ko} of data/toy.py and its encoder.
 Writes  nothing outside a temporary folder.
@@ -20,7 +19,6 @@ Expect  0 differences; exit status 1 if there is one. Left out is a kill in the 
 """
 import argparse
 import contextlib
-import io
 import itertools
 import json
 import os
@@ -59,7 +57,8 @@ ROWS = 400             # of each file of the toy world
 SMALL = ((common, "SHARD", 80), (step3_head, "STEPS", 200), (evaluation, "BOOTSTRAP", 500))
 PAUSE = 0.001          # seconds before each call that writes: kills by the clock then meet half a file
 PATIENCE = 120         # seconds after which a run counts as hung
-TEMPORARY = re.compile(r"\..+\.(pt|json|svg)\.\w+")       # common.write_whole's; no reader's pattern fits it
+TEMPORARY = re.compile(r"\..+\.(pt|json|svg)\.\d+\.\d+")     # common.write_whole's; no reader's pattern fits it
+PARTS = 3              # in which a child writes a file
 RUNNING, WRITING, WRITTEN, CALLS = range(4)                  # of the memory that a child shares
 BEFORE, INSIDE, BETWEEN, AFTER = "before the first write", "inside one", "between two", "after the last"
 
@@ -99,7 +98,7 @@ def watch(state, at, number, pause):
 
     Only the process that calls this is changed: it is a child that ends with its script.
     """
-    write_whole, fsync, replace = common.write_whole, os.fsync, os.replace
+    write_whole, replace = common.write_whole, os.replace
 
     def call():
         if state[WRITING]:
@@ -108,10 +107,13 @@ def watch(state, at, number, pause):
             if state[CALLS] == at:
                 signal.raise_signal(number)
 
-    class File(io.BufferedWriter):
-        def write(self, part):
-            call()
-            return super().write(part)
+    def write_bytes(path, content):
+        size = -(-len(content) // PARTS)
+        with open(path, "wb") as file:
+            for start in range(0, len(content), size):
+                call()
+                file.write(content[start:start + size])
+                file.flush()
 
     def counted(*args):
         state[WRITING] = 1
@@ -119,15 +121,12 @@ def watch(state, at, number, pause):
         state[WRITTEN] += 1
         state[WRITING] = 0
 
-    def stepped(function):
-        def step(*args, **options):
-            call()
-            function(*args, **options)
-            call()
-        return step
+    def stepped(*args):
+        call()
+        replace(*args)
+        call()
 
-    common.open = lambda path, mode: File(io.FileIO(path, mode)) if mode == "wb" else open(path, mode)
-    os.fsync, os.replace = stepped(fsync), stepped(replace)
+    Path.write_bytes, os.replace = write_bytes, stepped
     common.write_whole = evaluation.write_whole = plot.write_whole = counted
 
 def launch(world, name, state=None, at=0, number=signal.SIGKILL, setup=None, args=None, tag="child"):
@@ -269,7 +268,7 @@ def kill_once(world, name, start, rng, in_write):
     world.reset(name, start)
     needed, state, key = set(look(world.run)[0]), RawArray("l", 4), (name, start)
     if in_write:
-        calls = world.calls[key]                             # the last four are around fsync and rename
+        calls = world.calls[key]                             # the last two are around the rename
         at = rng.randrange(1, calls + 1) if rng.random() < 0.5 else calls - rng.randrange(4)
         moment = f"call {at} of {calls}"
         status = finish(launch(world, name, state, at))

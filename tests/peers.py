@@ -153,7 +153,7 @@ def bench_peer(args):
     spent["distil"], start = time.perf_counter() - start, time.perf_counter()
     x = peer_encode(student, texts, DEFAULT, device, dtype)
     heads = step3_head.train_heads(x, labels, len(info["labels"]), range(len(floor["heads"]["weight"])),
-                                   step3_head.get_args(["--method", "english"]).l2, device)
+                                   float(floor["config"]["l2"]), device)
     again, x = {**spent, "encode and head": time.perf_counter() - start}, cache(test, "encode test")
     student_x = peer_encode(student, test, DEFAULT, device, dtype)
     head = (encoder.dim + 1) * len(info["labels"])

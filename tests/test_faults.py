@@ -80,7 +80,7 @@ def test_a_killed_script_leaves_whole_files_and_runs_again_to_the_same_result(wo
 
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_a_kill_around_the_last_rename(world, name):
-    """Before and after fsync, before and after the rename: a file under its name holds all its bytes."""
+    """In the write, before and after the rename: a file under its name holds all its bytes."""
     for back in range(4):
         world.reset(name, "before")
         status = finish(launch(world, name, None, world.calls[name, "before"] - back))
@@ -102,21 +102,20 @@ def test_a_run_killed_between_two_writes_goes_on_from_its_cache(world):
     assert f"({done - 3 * 16} texts now" in (world.base / "child.out").read_text()
 
 
-def straight(write_whole, path, write):
-    with common.open(path, "wb") as file:
-        write(file)
+def straight(write_whole, path, content):
+    Path(path).write_bytes(content)
 
 
-def gone_first(write_whole, path, write):
+def gone_first(write_whole, path, content):
     Path(path).unlink(missing_ok=True)
-    write_whole(path, write)
+    write_whole(path, content)
 
 
-def renamed_early(write_whole, path, write):
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    with common.open(path.with_name(f".{path.name}.1"), "wb") as file:
-        os.replace(path.with_name(f".{path.name}.1"), path)
-        write(file)
+def renamed_early(write_whole, path, content):
+    early = path.with_name(f".{path.name}.1.1")
+    early.write_bytes(b" ")
+    os.replace(early, path)
+    path.write_bytes(content)
 
 
 @pytest.mark.parametrize("broken, told", [

@@ -14,36 +14,34 @@ TASKS, LANGS = ("sentiment", "nli"), ("en", "ko", "ja", "zh", "sw")
 
 
 def rows(world, task, lang, split):
-    optional = ("text_b", "translation", "translation_b")
-    return common.read_tsv(world / task / lang / f"{split}.tsv", ("label", "text"), optional)
+    return common.read_tsv(world / task / lang / f"{split}.tsv", *common.ROWS, *common.PAIRS)
 
 
 @pytest.mark.parametrize("task", TASKS)
 def test_translations_are_the_english_rows_and_distinct(toy_world, task):
     width = 1 + (task == "nli")
-    _, english = rows(toy_world, task, "en", "train")
+    english = rows(toy_world, task, "en", "train")
     assert len(set(english)) == len(english) == 6000
     for lang in LANGS[1:]:
-        names, translated = rows(toy_world, task, lang, "translated")
-        order = [names.index(n) for n in ["label", "text", "text_b"][:1 + width]]
-        assert [tuple(row[i] for i in order) for row in translated] == list(english)
+        translated = rows(toy_world, task, lang, "translated")
+        assert [row[:1 + width] for row in translated] == english
         assert len({row[1 + width:] for row in translated}) == 6000
-        assert all(len(rows(toy_world, task, lang, split)[1]) >= least for split, least in
+        assert all(len(rows(toy_world, task, lang, split)) >= least for split, least in
                    (("train", 1500), ("dev", 300), ("test", 600)))
 
 
 @pytest.mark.parametrize("task", TASKS)
 def test_no_test_sentence_is_seen_in_training(toy_world, task):
     for lang in LANGS:
-        test = {text for row in rows(toy_world, task, lang, "test")[1] for text in row[1:]}
+        test = {text for row in rows(toy_world, task, lang, "test") for text in row[1:]}
         for split in ("train", "dev", "translated")[:3 - (lang == "en")]:
-            assert not test & {text for row in rows(toy_world, task, lang, split)[1] for text in row[1:]}, split
+            assert not test & {text for row in rows(toy_world, task, lang, split) for text in row[1:]}, split
 
 
 def test_labels_are_balanced_and_known(toy_world):
     for task, labels in (("sentiment", 2), ("nli", 3)):
         for lang in LANGS:
-            names = [row[0] for row in rows(toy_world, task, lang, "test")[1]]
+            names = [row[0] for row in rows(toy_world, task, lang, "test")]
             counts = {name: names.count(name) for name in set(names)}
             assert len(counts) == labels and min(counts.values()) > 0.8 * len(names) / labels
 
