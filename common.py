@@ -31,8 +31,8 @@ DEFAULT_N = 20_000     # translated pairs; the paper uses 5K to 50K
 HELD_OUT = 0.1         # share of the pairs held out in step 2, and of train where there is no dev.tsv
 RANK, WORLD = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))     # set by torchrun
 SHARD = 5_000          # rows a cache file holds: the most that a killed run can lose
-transformers.logging.set_verbosity_error()     # its report on BERT's pooler drowns ours
 BATCH_TOKENS = {"cpu": 1_024, "cuda": 65_536}                    # of an encoding batch, with padding
+transformers.logging.set_verbosity_error()                       # its report on BERT's pooler drowns ours
 
 # Command line
 class UserError(Exception):
