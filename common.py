@@ -6,6 +6,7 @@ A text is a tuple: (text,), or (text, text_b) in a pair task such as NLI, encode
 Embeddings are fp32 tensors (N, D) on the CPU, whatever made them.
 """
 import argparse
+import contextlib
 import functools
 import hashlib
 import io
@@ -74,8 +75,7 @@ def run(main):
         sys.exit(130)
 
 def pick_device(args):
-    """(device, autocast dtype or None for fp32, both in words with the reason) from --device and --amp.
-    Under torchrun this meets the other ranks, by nccl on CUDA, by gloo elsewhere."""
+    """(device, autocast dtype or None for fp32, both in words with the reason) of --device and --amp."""
     name = args.device or str(torch.accelerator.current_accelerator(check_available=True) or "cpu")
     name = f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if name == "cuda" else name
     try:
@@ -369,8 +369,7 @@ def logits(heads, x):
 
 # Artifacts: plain dicts of tensors, numbers and strings
 def digest(value, room=float("inf")):
-    """Hex digest of nested dicts and lists of numbers, text and finite tensors of at most `room` bytes.
-    UserError for anything else: a file may hold, and declare, what it likes."""
+    """Hex digest of nested dicts, lists, text, numbers, finite tensors of up to `room` bytes, no more."""
     if isinstance(value, torch.Tensor):
         require(value.layout == torch.strided and value.numel() * value.element_size() <= room)
         require(not value.is_complex() and value.isfinite().all())
@@ -412,8 +411,10 @@ def write_whole(path, content):
     except OSError as err:
         raise UserError(f"{path}: cannot be written ({err.strerror}); free space or change --out")
     finally:
-        if temporary.exists():
-            temporary.unlink()
+        for old in path.parent.glob(f".{path.name}.*"):      # this one, if it failed, and killed runs'
+            with contextlib.suppress(OSError):
+                if old == temporary or time.time() - old.stat().st_mtime > 3_600:
+                    old.unlink()
         if WORLD > 1:
             dist.barrier()
 
@@ -431,9 +432,8 @@ def check_file(path):
     require(all(plain.fullmatch(name) for code, name, _ in codes if code.name == "GLOBAL"))
 
 def load(path, kind, remake, lm=None, build=dict):
-    """What `build` makes of an artifact's content, checked: whole, of this kind, and made with the LM of
-    fingerprint `lm` if given. Whatever goes wrong is a UserError that names `remake`, the command that makes
-    the artifact. Nothing in the file is executed."""
+    """What `build` makes of an artifact, checked: whole, of this kind, of the LM of fingerprint `lm` if any.
+    Whatever is wrong is a UserError that names `remake`, the command that makes it. Nothing is executed."""
     path = Path(path)
     try:
         require(path.is_file(), "no such artifact")

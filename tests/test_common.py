@@ -190,6 +190,16 @@ def test_artifact_mismatches_are_refused(tmp_path, spoil):
     assert "\n" not in str(caught.value)
 
 
+def test_a_killed_runs_temporary_goes_when_it_is_old_and_anothers_stays(tmp_path):
+    old, fresh, other = (tmp_path / name for name in (".a.pt.1.1", ".a.pt.2.2", ".b.pt.1.1"))
+    for path in (old, fresh, other):
+        path.write_bytes(b"half")
+    for path in (old, other):
+        os.utime(path, (0, 0))
+    common.save(tmp_path / "a.pt", "align", lm="f")
+    assert sorted(p.name for p in tmp_path.iterdir()) == [".a.pt.2.2", ".b.pt.1.1", "a.pt"]
+
+
 def test_disk_full_leaves_nothing(tmp_path, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
