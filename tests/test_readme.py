@@ -1,5 +1,6 @@
 """Every command of README.md and of the scripts' docstrings is run as printed (fixture `chain`), or at least parsed."""
 import argparse
+import ast
 import re
 
 import pytest
@@ -61,3 +62,15 @@ def test_the_symbol_table_names_functions_that_exist():
     assert len(rows) >= 10
     for file, name in rows:
         assert re.search(rf"^\s*(def|class) {name}\b", (ROOT / file).read_text(), re.M), f"{file}:{name}"
+
+
+def test_the_core_stays_small():
+    """Read in one sitting: 1,200 lines in all, none over 110 columns, no function of 40 lines, no main of 80."""
+    sources = {name: (ROOT / name).read_text() for name in ("common.py", *SCRIPTS)}
+    assert sum(len(source.splitlines()) for source in sources.values()) <= 1200
+    for name, source in sources.items():
+        assert max(map(len, source.splitlines())) <= 110, name
+        for node in ast.walk(ast.parse(source)):
+            if isinstance(node, ast.FunctionDef):
+                size = node.end_lineno - node.lineno + 1
+                assert size < (80 if node.name == "main" else 40), f"{name}:{node.name}"
