@@ -443,8 +443,7 @@ def load(path, kind, remake, lm=None, build=dict):
         for value in queue:                                  # grows on the way: may hold itself
             queue += value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
             require(len(queue) < 1_000_000)
-        found = content.pop("digest")
-        require(found == digest(content, path.stat().st_size), "damaged, its digest does not fit")
+        require(content.pop("digest") == digest(content, path.stat().st_size), "damaged: digest does not fit")
         found = content["kind"], content["format"]
         require(found == (kind, FORMAT), f"kind, format {found}, not {(kind, FORMAT)}")
         require(lm in (None, content["lm"]), "made with another LM than embed.pt beside it")

@@ -77,10 +77,10 @@ def train_epoch(model, rows, tokenizer, optimizer, schedule, scaler, generator, 
     return mean
 
 def tune(model, train, dev, args):
-    """Fine-tune Sequential(e(.), dropout, linear to labels), a batch of `pad` -> logits (B, C), and leave the
-    epoch of best dev accuracy in it; returns one record an epoch."""
-    encoder, (texts, y), (dev_texts, dev_y) = model[0], train, dev
-    rows = [{**row, "labels": label} for row, label in zip(encoder.tokenize(texts), y.tolist())]
+    """Fine-tune Sequential(e(.), dropout, linear to labels), a batch of `pad` -> logits (B, C), on tokenised
+    rows, and leave the epoch of best accuracy on dev texts in it; returns one record an epoch."""
+    encoder, (dev_texts, dev_y) = model[0], dev
+    rows = [{**row, "labels": label} for row, label in zip(train[0], train[1].tolist())]
     restore = use_rows(encoder, rows + encoder.tokenize(dev_texts))
     model.to(args.device)
     encoder.amp = args.dtype
@@ -138,19 +138,20 @@ def main(argv=None):
     torch.manual_seed(args.seed)
     encoder = load_pretrained(args.model, args.pool, args.max_len)
     model = nn.Sequential(encoder, nn.Dropout(DROPOUT), nn.Linear(encoder.dim, len(labels)))
+    rows = encoder.tokenize(train[0])
+    cut = sum(len(row["input_ids"]) == encoder.max_len for row in rows)
     print(f"step 1 | {machine} | {args.model}: {sum(p.numel() for p in encoder.parameters()) / 1e6:.1f}M "
-          f"parameters, {encoder.pool} over at most {encoder.max_len} tokens | {args.task}: {len(train[0])} "
-          f"{args.train_on} rows, {len(dev[0])} dev, labels {' '.join(labels)} | {args.epochs} epochs of "
-          f"{-(-len(train[0]) // args.batch)} steps", flush=True)
+          f"parameters, {encoder.pool} over at most {encoder.max_len} tokens | {args.task}: {len(rows)} "
+          f"{args.train_on} rows, {cut} of them cut, {len(dev[0])} dev, labels {' '.join(labels)} | "
+          f"{args.epochs} epochs of {-(-len(rows) // args.batch)} steps", flush=True)
 
     start = time.perf_counter()
-    history = tune(model, train, dev, args) if args.epochs else []
-    path = Path(args.out, "embed.pt")
+    history = tune(model, (rows, train[1]), dev, args) if args.epochs else []
+    seconds, path = time.perf_counter() - start, Path(args.out, "embed.pt")
     save_encoder(path, encoder, args, data=args.data, task=args.task, labels=labels, history=history,
-                 pair=len(train[0][0]) == 2, seconds=time.perf_counter() - start)
-    majority = dev[1].bincount().max().item() / len(dev[1])
+                 pair=len(english[0]) == 2, seconds=seconds)
     told = f"best dev accuracy {max(r['dev'] for r in history):.2%}" if history else "the LM as it is"
-    print(f"{told}, majority class {majority:.2%} -> {path} in {time.perf_counter() - start:.0f} s")
+    print(f"{told}, majority class {dev[1].bincount().max() / len(dev[1]):.2%} -> {path} in {seconds:.0f} s")
 
 if __name__ == "__main__":
     run(main)

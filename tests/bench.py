@@ -181,7 +181,8 @@ def ours(data, encoder, own):
     torch.manual_seed(0)
     encoder = copy.deepcopy(encoder).requires_grad_(True)
     model = nn.Sequential(encoder, nn.Dropout(step1_embed.DROPOUT), nn.Linear(encoder.dim, own.classes))
-    return step1_embed.tune(model, *data, own)[-1]["dev"]
+    (texts, y), dev = data
+    return step1_embed.tune(model, (encoder.tokenize(texts), y), dev, own)[-1]["dev"]
 
 @contextlib.contextmanager
 def clocked(device, places):

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import eval as evaluation
 import pytest
-import step2_align
 import torch
 from conftest import TARGET, WORDS, go, sentence, step1, write
 
@@ -161,4 +160,12 @@ def test_a_text_that_is_cut_is_counted(folder, capfd):
     assert "2 of 3 texts are cut to 48 tokens" in capfd.readouterr().err
     encoder.tokenize(texts[:1])
     assert capfd.readouterr().err == ""
-    assert step2_align.WARN_P1 < 0.05
+
+
+def test_training_texts_that_are_cut_are_counted_in_step_1s_banner(tiny, tmp_path, capsys):
+    data = shutil.copytree(tiny[1], tmp_path / "data")
+    path = data / "mood" / "en" / "train.tsv"
+    rows = common.read_tsv(path, *common.ROWS)
+    write(path, HEADER[:2], [*rows, *[("good", " ".join(WORDS * 9))] * 3])
+    step1((tiny[0], data), tmp_path / "run")
+    assert f"{len(rows) + 3} english rows, 3 of them cut, " in capsys.readouterr().out
