@@ -66,7 +66,7 @@ def train_heads(x, y, classes, seeds, l2, device, residuals=()):
         order = torch.stack([torch.randperm(len(x), generator=g) for g in generators]).to(device)    # (S, N)
         for index, place in zip(order.split(BATCH, dim=1), places.split(BATCH)):                # (S, B), (B,)
             rows = x.index_select(0, index.flatten()).view(*index.shape, -1)                    # (S, B, D)
-            rows += residuals[place]
+            rows = rows.add_(residuals[place]) if len(residuals) > 1 else rows
             out = torch.baddbmm(bias.mT, weight, rows.mT)                                          # (S, C, B)
             loss = F.cross_entropy(out, y[index]) * len(seeds)         # mean over the batch, sum over seeds
             loss = loss + l2 * weight.square().sum()
