@@ -5,8 +5,8 @@
 
 Each script runs in a forked child, on rows cut off the toy world and with small constants, so that a run
 takes about a second and still writes many files. SIGKILL ends it at a random moment: --kills times by the
-clock, over the whole run, and half as often in a write or at a rename: a random one, or around the last. Every other run starts in a folder where the same command ran before, so that it has artifacts
-to overwrite. After a kill every file there must be whole and hold what an undisturbed run writes, and none
+clock, over the whole run, and half as often in a write or at a rename: a random one, or around the last.
+Every other run starts in a folder where the same command ran before, so that it has artifacts to overwrite. After a kill every file there must be whole and hold what an undisturbed run writes, and none
 may have vanished; then the same command must succeed and leave what an undisturbed run leaves, bit for bit,
 seconds aside. A temporary file of the killed process (.<name>.<process>.<time>) may stay: no script reads one.
 
