@@ -6,9 +6,10 @@
 Each script runs in a forked child, on rows cut off the toy world and with small constants, so that a run
 takes about a second and still writes many files. SIGKILL ends it at a random moment: --kills times by the
 clock, over the whole run, and half as often in a write or at a rename: a random one, or around the last.
-Every other run starts in a folder where the same command ran before, so that it has artifacts to overwrite. After a kill every file there must be whole and hold what an undisturbed run writes, and none
-may have vanished; then the same command must succeed and leave what an undisturbed run leaves, bit for bit,
-seconds aside. A temporary file of the killed process (.<name>.<process>.<time>) may stay: no script reads one.
+Every other run starts in a folder where the same command ran before, so that it has artifacts to overwrite.
+After a kill every file there must be whole and hold what an undisturbed run writes, and none may have
+vanished; then the same command must succeed and leave what an undisturbed run leaves, bit for bit, seconds
+aside. A temporary file of the killed process (.<name>.<process>.<time>) may stay: no script reads one.
 
 Reads   <data>/sentiment/{en,ko} of data/toy.py and its encoder.
 Writes  nothing outside a temporary folder.
@@ -57,7 +58,7 @@ ROWS = 400             # of each file of the toy world
 SMALL = ((common, "SHARD", 80), (step3_head, "STEPS", 200), (evaluation, "BOOTSTRAP", 500))
 PAUSE = 0.001          # seconds before each call that writes: kills by the clock then meet half a file
 PATIENCE = 120         # seconds after which a run counts as hung
-TEMPORARY = re.compile(r"\..+\.(pt|json|svg)\.\d+\.\d+")     # common.write_whole's; no reader's pattern fits it
+TEMPORARY = re.compile(r"\..+\.(pt|json|svg)\.\d+\.\d+")     # common.write_whole's; no reader takes one
 PARTS = 3              # in which a child writes a file
 RUNNING, WRITING, WRITTEN, CALLS = range(4)                  # of the memory that a child shares
 BEFORE, INSIDE, BETWEEN, AFTER = "before the first write", "inside one", "between two", "after the last"
