@@ -434,16 +434,15 @@ def check_file(path):
 def load(path, kind, remake, lm=None, build=dict):
     """What `build` makes of an artifact, checked: whole, of this kind, of the LM of fingerprint `lm` if any.
     Whatever is wrong is a UserError that names `remake`, the command that makes it. Nothing is executed."""
-    path = Path(path)
     try:
-        require(path.is_file(), "no such artifact")
+        require(os.path.isfile(path), "no such artifact")
         check_file(path)
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         queue = [content]
         for value in queue:                                  # grows on the way: may hold itself
             queue += value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
             require(len(queue) < 1_000_000)
-        require(content.pop("digest") == digest(content, path.stat().st_size), "damaged: digest does not fit")
+        require(content.pop("digest") == digest(content, os.path.getsize(path)), "damaged, digest differs")
         found = content["kind"], content["format"]
         require(found == (kind, FORMAT), f"kind, format {found}, not {(kind, FORMAT)}")
         require(lm in (None, content["lm"]), "made with another LM than embed.pt beside it")
@@ -479,14 +478,15 @@ def build_encoder(art):
             lm = transformers.AutoModel.from_config(config, trust_remote_code=False)
         encoder = Encoder(lm, tokenizer, art["pool"], art["max_len"]).eval().requires_grad_(False)
         encoder.lm.load_state_dict(art["state"], assign=device == "meta")
-    del art["state"]
     encoder.fingerprint = art["lm"]
     row = encoder.tokenize([("a",) * (1 + art["pair"])])[0]
     long = {name: (ids * encoder.max_len)[:encoder.max_len] for name, ids in row.items()}
     trial = pad([row, long], tokenizer, torch.device("cpu"))                   # padded, and of full length
     require(encoder(trial).isfinite().all() and art["pool"] in ("mean", "cls"))
+    require(max(tokenizer.get_vocab().values()) < encoder.lm.get_input_embeddings().num_embeddings)
+    require(isinstance(art["data"] + art["task"], str))
     require(art["labels"] == sorted(set(map(str, art["labels"]))) and len(art["labels"]) > 1)
-    return encoder, {**art, "data": str(art["data"]), "task": str(art["task"])}
+    return encoder, {key: value for key, value in art.items() if key != "state"}
 
 def load_encoder(out):
     """(Encoder, frozen: no gradient, no dropout; what embed.pt holds besides: data, task, labels ...)."""
