@@ -84,6 +84,8 @@ def tune(model, train, dev, args):
     restore = use_rows(encoder, rows + encoder.tokenize(dev_texts))
     model.to(args.device)
     encoder.amp = args.dtype
+    if args.device.type == "cpu":                            # SDPA with dropout is slower there, by a tenth
+        encoder.lm.set_attn_implementation("eager")
     trained = model if WORLD == 1 else nn.parallel.DistributedDataParallel(model)
     torch.manual_seed(args.seed + RANK)                      # of dropout
     groups = [{"params": [], "weight_decay": decay} for decay in (0.0, WEIGHT_DECAY)]
@@ -98,9 +100,8 @@ def tune(model, train, dev, args):
     for epoch in range(1, args.epochs + 1):
         start = time.perf_counter()
         loss = train_epoch(trained, rows, encoder.tokenizer, *parts, args, epoch)
-        with torch.no_grad():
-            dev_x = encode(encoder, dev_texts, args.device, progress="dev")        # (M, D)
-            guess = model[-1](dev_x.to(args.device)).argmax(1).cpu()
+        dev_x = encode(encoder, dev_texts, args.device, progress="dev")            # (M, D)
+        guess = model[-1](dev_x.to(args.device)).argmax(1).cpu()
         accuracy, seconds = (guess == dev_y).double().mean().item(), time.perf_counter() - start
         print(f"epoch {epoch}: loss {loss:.3f}, dev accuracy {accuracy:.2%}, {seconds:.0f} s", flush=True)
         if accuracy > max((record["dev"] for record in history), default=-1):
@@ -144,7 +145,6 @@ def main(argv=None):
           f"parameters, {encoder.pool} over at most {encoder.max_len} tokens | {args.task}: {len(rows)} "
           f"{args.train_on} rows, {cut} of them cut, {len(dev[0])} dev, labels {' '.join(labels)} | "
           f"{args.epochs} epochs of {-(-len(rows) // args.batch)} steps", flush=True)
-
     start = time.perf_counter()
     history = tune(model, (rows, train[1]), dev, args) if args.epochs else []
     seconds, path = time.perf_counter() - start, Path(args.out, "embed.pt")

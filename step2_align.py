@@ -27,7 +27,7 @@ EPOCHS = 30            # ours; the best on held-out pairs is kept
 LR = 1e-3              # peak learning rate of AdamW, cosine decay, ours
 BATCH = 128            # pairs a step, ours
 WEIGHT_DECAY = 3.0     # of AdamW, ours: little of it wins on held-out pairs and loses on other text
-POOL = 2_000           # held-out pairs, and rows for the domain gap, at most; P@1 falls as the pool grows
+POOL = 2_000           # at most: held-out pairs, residuals kept, rows for the domain gap
 WARN_R2, WARN_COLLAPSE, WARN_P1 = 0.05, 0.1, 0.02     # below: R^2, share of the targets' variance, P@1
 WARN_GAP = 0.2         # above: the pairs' English lies this far from the task's, in spreads of the task's
 
@@ -161,7 +161,6 @@ def main(argv=None):
     n, held = len(english), min(POOL, int(HELD_OUT * len(english)))
     if held < 2:
         raise UserError(f"{n} pairs are too few to train on and hold out: 20 at least, 5000 in the paper")
-
     torch.manual_seed(args.seed)
     aligner = Aligner(args.arch, cache.encoder.dim, args.depth or DEPTH.get(args.arch), args.hidden,
                       DROPOUT if args.dropout is None else args.dropout)
@@ -181,7 +180,8 @@ def main(argv=None):
     train(aligner, x, y, held_x, held_y, args, cache.device)
     seconds = {"encode": cost, "align": time.perf_counter() - start}
 
-    predicted = aligner.map(held_x)
+    predicted, seen = aligner.map(held_x), slice(max(0, n - POOL), None)           # POOL with those held out
+    residuals = torch.cat([y[seen] - aligner.map(x[seen]), held_y - predicted])    # what A does not foretell
     numbers = report(predicted, held_x, held_y, y.mean(0), gaps)
     near = gaps[0] <= WARN_GAP and not (args.plain or args.reverse)        # far: not what task text leaves
     path = Path(args.out, file_name("align", args.lang, args.arch, f"n{n}", "rev" if args.reverse else "",
@@ -189,7 +189,7 @@ def main(argv=None):
                                     dropout=args.dropout, noise=args.noise or None, seed=args.seed or None))
     save(path, "align", args, lm=cache.encoder.fingerprint, lang=args.lang, arch=args.arch, n=n,
          reverse=args.reverse, aligner=aligner.config, state=aligner.state_dict(), report=numbers,
-         residuals=held_y - predicted if near else held_y[:0], seconds=seconds, cost=volume(english))
+         residuals=residuals[:near * POOL], seconds=seconds, cost=volume(english))
     print(f"pairs encoded in {cost:.1f} s ({cache.encoded} texts now, the others before), A made in "
           f"{seconds['align']:.1f} s -> {path}")
 

@@ -309,19 +309,25 @@ def test_a_head_with_residuals_leaves_out_what_a_does_not_foretell():
 @pytest.mark.parametrize("flags, gap, kept", [("", 0.1, True), ("--arch shift", 0.1, True), ("", 0.3, False),
                                               ("--plain", 0.1, False), ("--reverse", 0.1, False)])
 def test_residuals_are_kept_of_task_text_only_and_used(folder, capsys, monkeypatch, flags, gap, kept):
-    """Those of the held-out pairs, y - A(x)."""
+    """y - A(x) of the held-out pairs and of as many others as make POOL, or all."""
     monkeypatch.setattr(step2_align, "domain_gap", lambda *_: gap)
-    go(folder, f"step2_align --lang xx {flags}")
+    monkeypatch.setattr(step2_align, "POOL", 50)
+    go(folder, f"step2_align --lang xx --amp off {flags}")
     art = common.load(*folder.glob("align-xx-*.pt"), "align", "")
-    assert art["residuals"].shape == (9 if kept else 0, 16)
+    assert art["residuals"].shape == (50 if kept else 0, 16)
     if kept:
-        assert art["residuals"].square().mean().item() == pytest.approx(art["report"]["A"]["mse"], rel=1e-4)
+        assert art["residuals"][-9:].square().mean().item() == pytest.approx(art["report"]["A"]["mse"], rel=1e-4)
+        encoder, info = load_encoder(folder)
+        english, target, _ = common.load_translated(info["data"], info["task"], "xx")
+        x, y = (common.Cache(encoder, folder, CPU)(texts)[-50:] for texts in (english, target))
+        expected = y - common.load_aligner(art, 16).map(x)
+        assert torch.allclose(art["residuals"], expected, atol=1e-5) and expected.std() > 0.01
     given = []
     plain = step3_head.train_heads
     monkeypatch.setattr(step3_head, "train_heads", lambda *args: given.append(args[-1]) or plain(*args))
     rev = "--method rev" * ("reverse" in flags)
     go(folder, "step3_head --method english", f"step3_head --lang xx {rev}")
-    assert [len(residuals) for residuals in given] == [0, 9 if kept else 0]
+    assert [len(residuals) for residuals in given] == [0, 50 if kept else 0]
     assert capsys.readouterr().out.count("with its residuals") == kept
 
 
