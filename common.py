@@ -56,7 +56,7 @@ def number(low, below=float("inf"), kind=int):
         if not low <= kind(text) < below:
             raise ValueError                                 # argparse's words: invalid ... value
         return kind(text)
-    parse.__name__ = f"{kind.__name__} from {low} to below {below}"
+    parse.__name__ = f"{kind.__name__} ({low} or more{f', below {below}' * (below < float('inf'))})"
     return parse
 
 positive, share = number(1), number(0, 1, float)
