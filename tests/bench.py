@@ -2,6 +2,7 @@
 
     python tests/bench.py                                        # every part, on runs/embed.pt: half an hour
     python tests/bench.py --quick --only encode,memory           # smaller: a look, not a measurement
+    python tests/bench.py --only memory --dim 384 --points 100000,1000000          # a million pairs
     python tests/bench.py --peer --lang ko --out runs/nli        # accuracy beside a peer library's own recipe
 
 Reads   <out>/embed.pt of step 1 and the data it names. Parts steps23 and memory need neither: they run steps
@@ -61,10 +62,16 @@ QUICK = dict(texts=600, repeats=2, rows=192, epochs=1, pairs=8_000, dim=768, poi
 BATCHES = (16, 32, 64, 128)            # of SentenceTransformer.encode
 PRODUCTS = 5           # rounds of a layer's products in one timing of the peak
 
+def sizes(text):
+    """argparse type: "1000,2000" -> [1000, 2000]."""
+    return [common.positive(n) for n in text.split(",")]
+
 def get_args(argv=None):
     p = common.make_parser(__doc__)
     p.add_argument("--quick", action="store_true", help="smaller sizes: a look, not a measurement")
     p.add_argument("--only", default=",".join(PARTS), help="parts to run, with commas")
+    p.add_argument("--points", type=sizes, help="numbers of pairs of the memory part, with commas: 100000,1000000")
+    p.add_argument("--dim", type=common.positive, help="embedding width of steps23 and memory, else 768")
     p.add_argument("--threads", type=common.positive, help="CPU threads of torch, else torch's own choice")
     p.add_argument("--peer", action="store_true", help="instead of the parts: distil the LM on the run "
                    "folder's pairs by sentence-transformers, and compare with the english and fc heads")
@@ -344,9 +351,11 @@ def main(argv=None):
           f"{transformers.__version__} | peers: {' '.join(there) or 'none'}", flush=True)
     if args.peer:
         return peers.bench_peer(args)
-    found = dict.fromkeys(RESULTS)
+    found, size = dict.fromkeys(RESULTS), dict(QUICK if args.quick else FULL)
+    size |= {"dim": args.dim or size["dim"]}
+    size |= {"points": args.points or size["points"]}
     for part in args.only:
-        found |= PARTS[part](args, QUICK if args.quick else FULL)
+        found |= PARTS[part](args, size)
     print(json.dumps({key: value and float(f"{value:.5g}") for key, value in found.items()}))
 
 if __name__ == "__main__":
