@@ -70,7 +70,7 @@ def get_args(argv=None):
     p = common.make_parser(__doc__)
     p.add_argument("--quick", action="store_true", help="smaller sizes: a look, not a measurement")
     p.add_argument("--only", default=",".join(PARTS), help="parts to run, with commas")
-    p.add_argument("--points", type=sizes, help="numbers of pairs of the memory part, with commas: 100000,1000000")
+    p.add_argument("--points", type=sizes, help="pairs of the memory part: 100000,1000000")
     p.add_argument("--dim", type=common.positive, help="embedding width of steps23 and memory, else 768")
     p.add_argument("--threads", type=common.positive, help="CPU threads of torch, else torch's own choice")
     p.add_argument("--peer", action="store_true", help="instead of the parts: distil the LM on the run "
