@@ -7,12 +7,12 @@
 
 Reads   <data>/<task>/en/{train,dev}.tsv (formats: data/README.md) and a Hugging Face encoder.
 Writes  <out>/embed.pt: LM, tokenizer, labels, place of the data: later steps need no hub and no such flags.
-        For a baseline LM (--train-on) give a run folder of its own: --out runs/native-ko.
 Expect  a dev accuracy well above the majority class's; the epoch with the best is the one kept.
 """
 import copy
 import time
 from pathlib import Path
+from unittest import mock
 
 import torch
 import torch.nn as nn
@@ -24,13 +24,11 @@ from common import (RANK, WORLD, UserError, encode, load_pretrained, load_task, 
                     number, pad, pick_device, positive, run, save_encoder)
 
 POOL_OF_BATCHES = 50   # batches whose rows are sorted by length together: little padding, still random order
-WEIGHT_DECAY = 0.01    # on weight matrices only, never on embeddings: see use_rows
 DROPOUT = 0.1          # between embedding and labels
 
 def use_rows(encoder, rows):
     """Cut the LM's word embeddings to the rows that tokenised `rows` use: a few thousand of XLM-R's 250,000.
-    Exact: an unused row gets no gradient, and embeddings get no weight decay, so AdamW leaves it as it is.
-    Returns a function that puts the full table back, with the trained rows in it."""
+    Exact: without decay AdamW leaves a row without gradient as it is. Returns what restores the table."""
     full = encoder.lm.get_input_embeddings()
     used = sorted(set().union(*(row["input_ids"] for row in rows)))                # the padding's is masked
     slot = torch.zeros(full.num_embeddings, dtype=torch.int64)                     # (V,): id -> row of cut
@@ -44,6 +42,12 @@ def use_rows(encoder, rows):
         full.weight.data[used] = cut.weight.detach().cpu()
         encoder.lm.set_input_embeddings(full)
     return restore
+
+def byte_dropout(x, p=0.5, training=True, inplace=False):
+    """F.dropout with a random byte a unit, so p to 1/256: on a CPU torch's own takes a fifth of step 1."""
+    bits = torch.empty(x.numel() // 8 + 1, dtype=torch.int64).random_(-2 ** 63, None)       # 8 bytes each
+    kept = bits.view(torch.uint8)[:x.numel()].view(x.shape) >= round(256 * p)
+    return x * (kept / (1 - round(256 * p) / 256)).to(x.dtype) if training else x
 
 def train_epoch(model, rows, tokenizer, optimizer, schedule, scaler, generator, args, epoch):
     """One pass of cross-entropy in random batches of similar length; returns the mean loss, UserError if not
@@ -83,15 +87,12 @@ def tune(model, train, dev, args):
     rows = [{**row, "labels": label} for row, label in zip(train[0], train[1].tolist())]
     restore = use_rows(encoder, rows + encoder.tokenize(dev_texts))
     model.to(args.device)
-    encoder.amp = args.dtype
-    if args.device.type == "cpu":                            # SDPA with dropout is slower there, by a tenth
+    encoder.amp, cpu = args.dtype, args.device.type == "cpu"
+    if cpu:                                                  # SDPA's own dropout is slow there
         encoder.lm.set_attn_implementation("eager")
     trained = model if WORLD == 1 else nn.parallel.DistributedDataParallel(model)
     torch.manual_seed(args.seed + RANK)                      # of dropout
-    groups = [{"params": [], "weight_decay": decay} for decay in (0.0, WEIGHT_DECAY)]
-    for name, p in model.named_parameters():
-        groups[p.ndim > 1 and "embed" not in name]["params"].append(p)
-    optimizer = torch.optim.AdamW(groups, lr=args.lr, fused=True)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=args.lr, weight_decay=0.0, fused=True)
     steps = args.epochs * -(-len(rows) // args.batch)
     schedule = get_linear_schedule_with_warmup(optimizer, int(0.06 * steps), steps)       # then down to 0
     scaler = torch.amp.GradScaler(args.device.type, enabled=args.dtype == torch.float16)
@@ -99,7 +100,8 @@ def tune(model, train, dev, args):
     history = []
     for epoch in range(1, args.epochs + 1):
         start = time.perf_counter()
-        loss = train_epoch(trained, rows, encoder.tokenizer, *parts, args, epoch)
+        with mock.patch.object(F, "dropout", byte_dropout if cpu else F.dropout):     # the LM's own, too
+            loss = train_epoch(trained, rows, encoder.tokenizer, *parts, args, epoch)
         dev_x = encode(encoder, dev_texts, args.device, progress="dev")            # (M, D)
         guess = model[-1](dev_x.to(args.device)).argmax(1).cpu()
         accuracy, seconds = (guess == dev_y).double().mean().item(), time.perf_counter() - start
@@ -122,7 +124,7 @@ def main(argv=None):
                    help="embedding of a text: mean over tokens (default) or first token (paper: unknown)")
     p.add_argument("--max-len", type=positive, default=256, help="tokens a text is cut to (ours: 256)")
     p.add_argument("--train-on", choices=("english", "native", "translated"), default="english",
-                   help="rows to tune on; native, translated (with labels): baselines, with --lang")
+                   help="rows to tune on; native, translated: baselines, with --lang, in their own --out")
     p.add_argument("--lang", help="target language of --train-on native or translated, e.g. ko")
     p.add_argument("--n", type=positive, help="rows of --train-on translated, else 20000, or all if fewer")
     p.add_argument("--epochs", type=number(0), default=3, help="passes (ours: 3); 0: the LM as it is")

@@ -81,8 +81,7 @@ def train(aligner, x, y, held_x, held_y, args, device):
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, EPOCHS * -(-len(x) // BATCH))
     generator = torch.Generator().manual_seed(args.seed)
     best, kept = F.mse_loss(aligner.map(held_x), held_y).item(), copy.deepcopy(aligner.state_dict())
-    bar = tqdm(range(1, EPOCHS + 1), desc=f"align {args.arch}", unit="epoch", delay=2, leave=False)
-    for epoch in bar:
+    for epoch in tqdm(range(1, EPOCHS + 1), desc=f"align {args.arch}", unit="epoch", delay=2, leave=False):
         aligner.train()
         for index in torch.randperm(len(x), generator=generator).to(device).split(BATCH):
             loss = eq1(aligner.learned(x[index]), left[index])        # W's part is off both
@@ -93,7 +92,6 @@ def train(aligner, x, y, held_x, held_y, args, device):
         error = F.mse_loss(aligner.map(held_x), held_y).item()
         if not error < float("inf"):
             raise UserError(f"loss is not finite in epoch {epoch}: look at the embeddings, or try --seed")
-        bar.set_postfix(held_out=f"{error:.4g}", refresh=False)
         if error < best:
             best, kept = error, copy.deepcopy(aligner.state_dict())
     aligner.load_state_dict(kept)

@@ -151,6 +151,33 @@ def test_training_only_the_used_rows_is_exact(tiny, tmp_path, monkeypatch):
     assert torch.equal(changed, (cut[name] != start).any(1))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_byte_dropout_is_dropout(dtype):
+    """Share and mean as F.dropout's, units independent of their neighbours and rows, zeros in the gradient too."""
+    torch.manual_seed(0)
+    x = torch.full((3001, 1001), 2.0, dtype=dtype, requires_grad=True)            # no multiple of 8
+    out = step1_embed.byte_dropout(x, 0.1, True)
+    zero = (out == 0).double()
+    assert zero.mean().item() == pytest.approx(26 / 256, abs=1e-3)                   # deviation 1.7e-4
+    assert zero.mean(0).max() < 0.14 and zero.mean(0).min() > 0.06                  # each column, 7 deviations
+    for step in (1, 2, 8):                                                          # neighbours in a word and beyond
+        both = (zero[:, step:] * zero[:, :-step]).mean().item()
+        assert both == pytest.approx((26 / 256) ** 2, abs=4e-4)
+    assert (zero[1:] * zero[:-1]).mean().item() == pytest.approx((26 / 256) ** 2, abs=4e-4)
+    assert out.dtype == dtype and out[out != 0].unique().tolist() == [pytest.approx(512 / 230, rel=4e-3)]
+    out.sum().backward()
+    assert torch.equal(x.grad == 0, out == 0) and torch.equal(step1_embed.byte_dropout(x, 0.1, False), x)
+    assert torch.equal(step1_embed.byte_dropout(x, 0.0, True), x)
+
+
+def test_step1_drops_units_by_bytes_on_a_cpu_and_leaves_torch_as_it_was(tiny, tmp_path, monkeypatch):
+    seen, theirs = [], F.dropout
+    monkeypatch.setattr(step1_embed, "byte_dropout", lambda x, p, *more, **named: seen.append((x.ndim, p)) or x)
+    step1(tiny, tmp_path / "run", "--epochs", 1)
+    assert {(2, 0.1), (3, 0.1), (4, 0.1)} == set(seen)                   # before the labels, hidden, attention
+    assert F.dropout is theirs
+
+
 def test_batches_of_an_epoch_hold_each_row_once_and_little_padding(tiny, tmp_path, monkeypatch):
     seen, pad = [], step1_embed.pad
     monkeypatch.setattr(step1_embed, "pad", lambda rows, *args: seen.append(rows) or pad(rows, *args))
