@@ -122,13 +122,13 @@ def main(argv=None):
     p.add_argument("--task", default="sentiment", help="folder below --data (default: %(default)s)")
     p.add_argument("--pool", choices=("mean", "cls"), default="mean",
                    help="embedding of a text: mean over tokens (default) or first token (paper: unknown)")
-    p.add_argument("--max-len", type=positive, default=256, help="tokens a text is cut to (ours: 256)")
+    p.add_argument("--max-len", type=positive, default=256, help="most tokens of a text (ours: 256)")
     p.add_argument("--train-on", choices=("english", "native", "translated"), default="english",
                    help="rows to tune on; native, translated: baselines, with --lang, in their own --out")
     p.add_argument("--lang", help="target language of --train-on native or translated, e.g. ko")
-    p.add_argument("--n", type=positive, help="rows of --train-on translated, else 20000, or all if fewer")
+    p.add_argument("--n", type=positive, help="rows for --train-on translated, else 20000, or all if fewer")
     p.add_argument("--epochs", type=number(0), default=3, help="passes (ours: 3); 0: the LM as it is")
-    p.add_argument("--lr", type=float, default=5e-5, help="peak of AdamW's (ours: 5e-5, small LMs 1e-4)")
+    p.add_argument("--lr", type=float, default=5e-5, help="peak of AdamW's (ours: 5e-5; small LM: try 1e-4)")
     p.add_argument("--batch", type=positive, default=32, help="texts a step (ours: 32); memory grows with it")
     args = p.parse_args(argv)
     if (args.train_on == "english") == bool(args.lang) or args.n and args.train_on != "translated":
