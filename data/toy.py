@@ -1147,7 +1147,8 @@ def parse_args(argv):
     parser.add_argument("--out", default="data/toy", help="folder to write; replaced if this script made it")
     parser.add_argument("--seed", type=int, default=0, help="the same seed writes the same bytes of text")
     parser.add_argument("--rows", type=int, default=20000,
-                        help="English train rows a task; native train a quarter, test 1/10, dev 1/20")
+                        help="English train rows a task; native train a quarter, dev 1/20, test 1/10 but "
+                             "no fewer than the smaller of this and 2000")
     parser.add_argument("--steps", type=int, default=1600, help=f"masked-LM updates of {BATCH} sequences")
     return parser.parse_args(argv)
 
@@ -1164,7 +1165,8 @@ def main(argv=None):
     if args.rows < 40 or args.steps < 1:
         print("error: --rows must be at least 40 and --steps at least 1", file=sys.stderr)
         return 2
-    sizes = {"train": args.rows, "native": args.rows // 4, "dev": args.rows // 20, "test": args.rows // 10}
+    sizes = {"train": args.rows, "native": args.rows // 4, "dev": args.rows // 20,
+             "test": max(args.rows // 10, min(args.rows, 2000))}    # fewer cannot show three points
     print(f"toy world into {out}: {len(HEADERS)} tasks x {len(LANGS)} languages, "
           f"{args.rows} English rows a task, encoder of {LAYERS} layers x {WIDTH}, {args.steps} updates; "
           f"about {10 + args.rows // 2000 + args.steps * 0.055:.0f} s on two cores", flush=True)
