@@ -29,6 +29,7 @@ from tqdm import tqdm
 FORMAT = 4             # of every .pt written here; raise it when a reader of the old form would misread
 SHUFFLE_SEED = 2503    # of the order whose prefixes are the n pairs; not --seed, so 5000 is inside 20000
 DEFAULT_N = 20_000     # translated pairs; the paper uses 5K to 50K
+ARCHES = ("fc", "ae", "linear", "procrustes", "shift")       # of A: the paper's two, then closed forms
 HELD_OUT = 0.1         # share of the pairs held out in step 2, and of train where there is no dev.tsv
 RANK, WORLD = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))     # set by torchrun
 SHARD = 5_000          # rows a cache file holds: the most that a killed run can lose

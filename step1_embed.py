@@ -128,7 +128,7 @@ def main(argv=None):
     p.add_argument("--lang", help="target language of --train-on native or translated, e.g. ko")
     p.add_argument("--n", type=positive, help="rows for --train-on translated, else 20000, or all if fewer")
     p.add_argument("--epochs", type=number(0), default=3, help="passes (ours: 3); 0: the LM as it is")
-    p.add_argument("--lr", type=float, default=5e-5, help="peak of AdamW's (ours: 5e-5; small LM: try 1e-4)")
+    p.add_argument("--lr", type=float, default=5e-5, help="peak learning rate (ours: 5e-5; small LM: 1e-4)")
     p.add_argument("--batch", type=positive, default=32, help="texts a step (ours: 32); memory grows with it")
     args = p.parse_args(argv)
     if (args.train_on == "english") == bool(args.lang) or args.n and args.train_on != "translated":

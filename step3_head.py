@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from tqdm import tqdm
 
-from common import (UserError, file_name, load, load_aligner, load_train_dev, load_translated, logits,
+from common import (ARCHES, UserError, file_name, load, load_aligner, load_train_dev, load_translated, logits,
                     make_parser, open_run, positive, require, run, save, volume)
 
 EPOCHS, STEPS = 10, 2_000   # both at least, so that few rows get enough steps
@@ -120,8 +120,7 @@ def main(argv=None):
     p.add_argument("--method", choices=METHODS, default="langalign", help="what the head learns from: " +
                    "; ".join(f"{name}: {what}" for name, what in METHODS.items()) + " (default: %(default)s)")
     p.add_argument("--n", type=positive, help="pairs of the aligner, else of the newest; rows of translated")
-    p.add_argument("--arch", choices=("fc", "ae", "linear", "procrustes", "shift"),
-                   help="langalign, rev: the aligner of this arch, else the newest")
+    p.add_argument("--arch", choices=ARCHES, help="langalign, rev: the aligner of this arch, else the newest")
     p.add_argument("--seeds", type=positive, default=5, help="heads, each of own start and order (ours: 5)")
     p.add_argument("--l2", type=float, default=0.05, help="weight of |w|^2 in the loss: keeps the head off "
                    "directions that the languages do not share (ours: %(default)s)")

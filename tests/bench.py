@@ -1,6 +1,6 @@
 """Benchmark of LangAlign (arXiv 2503.18603): time and memory, beside the peers that are installed. No test.
 
-    python tests/bench.py                                        # every part, on runs/embed.pt: half an hour
+    python tests/bench.py                                        # every part, on runs/embed.pt: 20 minutes or more
     python tests/bench.py --quick --only encode,memory           # smaller: a look, not a measurement
     python tests/bench.py --only memory --dim 384 --points 100000,1000000          # a million pairs
     python tests/bench.py --peer --lang ko --out runs/nli        # accuracy beside a peer library's own recipe

@@ -486,6 +486,29 @@ def test_predict_takes_the_newest_head_of_the_language(sweep, capsys, tmp_path):
         assert newest in capsys.readouterr().err
 
 
+def test_predict_by_a_named_head_needs_no_other(sweep, capsys, tmp_path):
+    """What a user takes to another machine: embed.pt and one head, here not the newest and then English."""
+    (tmp_path / "in.txt").write_text("xthe xfilm\nxvery xslow\n")
+    away = tmp_path / "away"
+    away.mkdir()
+    shutil.copy(sweep / "embed.pt", away)
+    for name in ("head-langalign-xx-shift-n90.pt", "head-english.pt"):
+        shutil.copy(sweep / name, tmp_path / "mine.pt")      # whatever its name
+        go(away, f"eval --predict {tmp_path}/in.txt --head {tmp_path}/mine.pt")
+        told = capsys.readouterr()
+        assert "mine.pt" in told.err and len(told.out.splitlines()) == 2
+        encoder, _ = common.load_encoder(away)
+        head = common.load(sweep / name, "head", "")
+        x = common.encode(encoder, [("xthe xfilm",), ("xvery xslow",)], CPU)
+        wanted = evaluation.logits_of(head, x).softmax(2).mean(0)
+        for line, row in zip(told.out.splitlines(), wanted):
+            label, probability = line.split("\t")
+            assert label == head["labels"][row.argmax()] and abs(float(probability) - row.max()) < 2e-3
+    for args in (f"--head {tmp_path}/none.pt", f"--lang yy --head {sweep}/head-langalign-xx-shift-n90.pt"):
+        with pytest.raises(UserError, match="no such artifact|heads for xx, not for"):
+            go(away, f"eval --predict {tmp_path}/in.txt {args}")
+
+
 def test_predict_holds_one_chunk(sweep, capsys, tmp_path, monkeypatch):
     """Memory does not grow with the file: no more lines are encoded at once, and labels come out before the next."""
     sizes, encode = [], evaluation.encode
