@@ -7,7 +7,7 @@
 
 Reads   <data>/<task>/en/{train,dev}.tsv (formats: data/README.md) and a Hugging Face encoder.
 Writes  <out>/embed.pt: LM, tokenizer, labels, place of the data: later steps need no hub and no such flags.
-Expect  a dev accuracy well above the majority class's; the epoch with the best is the one kept.
+Expect  on the toy world 92 to 94% of dev right (majority 50%) in 30 to 50 s on two cores of a Xeon or EPYC.
 """
 import copy
 import time

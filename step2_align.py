@@ -5,7 +5,7 @@
 
 Reads   <out>/embed.pt of step 1 and <data>/<task>/<lang>/translated.tsv (formats: data/README.md).
 Writes  <out>/align-<lang>-<arch>-n<n>....pt, one file a variant, and embeddings under <out>/cache/.
-Expect  on held-out pairs a cosine and a retrieval P@1 above identity's, R^2 well above 0, and no warning.
+Expect  no warning; on toy Korean R^2 0.81 to 0.83, P@1 68% (identity 14 to 27%), 11 to 23 s on two CPU cores.
 """
 import copy
 import time

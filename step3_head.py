@@ -6,7 +6,7 @@
 
 Reads   <out>/embed.pt of step 1, for langalign and rev an aligner of step 2, and <data>/<task>/.
 Writes  <out>/head-<method>....pt: what inference needs besides embed.pt; head-english.pt too, if missing.
-Expect  a dev accuracy, of English text but for native and translated, well above the majority class's.
+Expect  on toy Korean 79 to 80 +- 0.3% of English dev right through A, 92 to 94% without it, 2 s on two cores.
 """
 import time
 from pathlib import Path
