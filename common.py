@@ -26,11 +26,12 @@ import torch.nn as nn
 import transformers
 from tqdm import tqdm
 
-FORMAT = 4             # of every .pt written here; raise it when a reader of the old form would misread
+FORMAT = 5             # of every .pt written here; raise it when a reader of the old form would misread
 SHUFFLE_SEED = 2503    # of the order whose prefixes are the n pairs; not --seed, so 5000 is inside 20000
 DEFAULT_N = 20_000     # translated pairs; the paper uses 5K to 50K
 ARCHES = ("fc", "ae", "linear", "procrustes", "shift")       # of A: the paper's two, then closed forms
 HELD_OUT = 0.1         # share of the pairs held out in step 2, and of train where there is no dev.tsv
+IDENTITY = "state", "files", "pool", "max_len", "data", "task", "labels"     # whose digest is its fingerprint
 RANK, WORLD = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))     # set by torchrun
 SHARD = 5_000          # rows a cache file holds: the most that a killed run can lose
 BATCH_TOKENS = {"cpu": 1_024, "cuda": 65_536}                    # of an encoding batch, with padding
@@ -48,7 +49,7 @@ def make_parser(doc):
     p.add_argument("--device", help="cuda, cuda:1, mps or cpu; without it the first of these that is there")
     p.add_argument("--amp", choices=("auto", "off", "bf16", "fp16"), default="auto",
                    help="precision of the LM; auto (default): bf16 if native, else fp16 on CUDA, else fp32")
-    p.add_argument("--seed", type=int, default=0, help="of weights, order, resampling (default: 0)")
+    p.add_argument("--seed", type=number(0, 2 ** 40), default=0, help="of weights, order, resampling (0)")
     return p
 
 def number(low, below=float("inf"), kind=int):
@@ -60,7 +61,7 @@ def number(low, below=float("inf"), kind=int):
     parse.__name__ = f"{kind.__name__} ({low} or more{f', below {below}' * (below < float('inf'))})"
     return parse
 
-positive, share = number(1), number(0, 1, float)
+positive, amount, share = number(1), number(0, kind=float), number(0, 1, float)
 
 def run(main):
     """Call `main()`. What the user can mend becomes one line on stderr and exit status 2, Ctrl-C 130."""
@@ -68,11 +69,11 @@ def run(main):
         main()
         if WORLD > 1:
             dist.destroy_process_group()
-    except (UserError, OSError) as err:                      # OSError: no such file, disk full
+    except (UserError, OSError, torch.OutOfMemoryError) as err:          # OSError: no such file, disk full
         print("error:", *str(err).splitlines(), file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
-        print("stopped; nothing is half-written, the same command goes on from the cache", file=sys.stderr)
+        print("stopped; nothing is half-written, the same command starts again", file=sys.stderr)
         sys.exit(130)
 
 def pick_device(args):
@@ -92,8 +93,8 @@ def pick_device(args):
             sys.stdout = open(os.devnull, "w")
             tqdm.__init__ = functools.partialmethod(tqdm.__init__, disable=True)
     has = getattr(torch.cpu, "get_capabilities", dict)()
-    native = device.type == "cpu" and (has.get("avx512_bf16") or has.get("amx_bf16")) or \
-        device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+    native = (torch.cuda.is_bf16_supported(including_emulation=False) if device.type == "cuda" else
+              device.type == "cpu" and (has.get("avx512_bf16") or has.get("amx_bf16")))
     auto = torch.bfloat16 if native else torch.float16 if device.type == "cuda" else None
     dtype = {"auto": auto, "off": None, "bf16": torch.bfloat16, "fp16": torch.float16}[args.amp]
     why = f"--amp {args.amp}" if args.amp != "auto" else "native" if native else "no native bf16"
@@ -125,12 +126,12 @@ def read_tsv(path, *headers):
     if header not in [allowed.split() for allowed in headers]:
         raise UserError(f"{path}:1: the header is {header}, not, between tabs: {' or: '.join(headers)}")
     rows = [tuple(line.split("\t")) for line in lines[1:]]
-    for number, row in enumerate(rows, 2):
+    for line, row in enumerate(rows, 2):
         if len(row) != len(header) or list(row) == header:
             wrong = "the header again" if list(row) == header else f"{len(row)} columns, not {len(header)}"
-            raise UserError(f"{path}:{number}: {wrong}; one row a line, no tab or line break inside a text")
+            raise UserError(f"{path}:{line}: {wrong}; one row a line, no tab or line break inside a text")
         if not all(cell.strip() for cell in row[1:]):
-            raise UserError(f"{path}:{number}: an empty text; fill it or delete the row")
+            raise UserError(f"{path}:{line}: an empty text; fill it or delete the row")
     if len(rows) < 2:
         raise UserError(f"{path}: {len(rows) or 'no'} rows below the header; give two or more")
     return rows
@@ -202,8 +203,7 @@ class Encoder(nn.Module):
         lm.pooler = None                                     # BERT's own, unused: neither counted nor stored
         self.lm, self.tokenizer, self.pool = lm, tokenizer, pool
         self.max_len = min(max_len, positions, tokenizer.model_max_length)
-        self.dim = lm.config.hidden_size
-        self.amp = None                                      # dtype of autocast, None: as the weights are
+        self.dim, self.amp = lm.config.hidden_size, None     # amp: dtype of autocast, None: of the weights
 
     def forward(self, batch):
         """A batch of `pad` -> (B, D) fp32."""
@@ -218,7 +218,7 @@ class Encoder(nn.Module):
         rows = [dict(zip(out, row)) for row in zip(*out.values())]
         full = sum(len(row["input_ids"]) == self.max_len for row in rows)
         if full:
-            tqdm.write(f"{full} of {len(rows)} texts are cut to {self.max_len} tokens", file=sys.stderr)
+            tqdm.write(f"{full} of {len(rows)} texts reach or pass {self.max_len} tokens", file=sys.stderr)
         return rows
 
 def pad(rows, tokenizer, device):
@@ -226,13 +226,15 @@ def pad(rows, tokenizer, device):
     batch = tokenizer.pad(rows, padding_side="right", return_tensors="pt")
     if device.type == "cuda":                                # pinned: copied while the GPU computes
         batch = {name: tensor.pin_memory() for name, tensor in batch.items()}
-    return {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}
+    return {name: tensor.to(device, non_blocking=device.type == "cuda") for name, tensor in batch.items()}
 
 def load_pretrained(name, pool, max_len):
     """Encoder from a hub name or a folder, as fp32 whatever its file holds; UserError if it is none."""
     try:
         tokenizer = transformers.AutoTokenizer.from_pretrained(name, trust_remote_code=False)
-        lm = transformers.AutoModel.from_pretrained(name, dtype=torch.float32, trust_remote_code=False)
+        lm, told = transformers.AutoModel.from_pretrained(name, dtype=torch.float32, trust_remote_code=False,
+                                                          output_loading_info=True)
+        require(all("pooler" in key for key in told["missing_keys"]), "its file lacks weights of the LM")
         return Encoder(lm, tokenizer, pool, max_len)
     except Exception as err:                                 # hub, file and class each raise their own
         why = " ".join(str(err).split())[:150]
@@ -272,7 +274,6 @@ class Cache:
             raise UserError("the LM is not frozen: load_encoder freezes it, and embeddings of it may be kept")
         self.encoder, self.device = encoder, device
         self.folder = Path(out, "cache", f"{encoder.fingerprint[:16]}-{str(encoder.lm.dtype)[6:]}")
-        self.encoded = 0                                     # texts that this process had to encode
         self.where = {}                                      # digest of a text -> (file, row, seconds)
         for path in sorted(self.folder.glob("*.pt")):
             self._read(path)
@@ -300,7 +301,6 @@ class Cache:
             save(path, "cache", lm=self.encoder.fingerprint, keys=packed, embeddings=embeddings,
                  seconds=time.perf_counter() - start)
             self._read(path)
-            self.encoded += len(part)
         self.seconds, files = sum(self.where[key][2] for key in set(keys)), {}
         for place, key in enumerate(keys):
             files.setdefault(self.where[key][0], []).append((place, self.where[key][1]))
@@ -460,9 +460,9 @@ def save_encoder(path, encoder, args, **content):
         files = {file.name: torch.frombuffer(bytearray(file.read_bytes()), dtype=torch.uint8)
                  for file in sorted(Path(folder).iterdir())}
     state = {name: tensor.detach().cpu() for name, tensor in encoder.lm.state_dict().items()}
-    identity = {"state": state, "files": files, "pool": encoder.pool, "max_len": encoder.max_len}
-    encoder.fingerprint = digest(identity)
-    save(path, "embed", args, lm=encoder.fingerprint, **identity, **content)
+    content |= {"state": state, "files": files, "pool": encoder.pool, "max_len": encoder.max_len}
+    encoder.fingerprint = digest({key: content[key] for key in IDENTITY})
+    save(path, "embed", args, lm=encoder.fingerprint, **content)
 
 @torch.no_grad()
 def build_encoder(art):
@@ -472,8 +472,8 @@ def build_encoder(art):
             Path(folder, Path(file).name).write_bytes(content.numpy().tobytes())
         tokenizer = transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
         config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False)
-    identity = {key: art[key] for key in ("state", "files", "pool", "max_len")}
-    require(art["lm"] == digest(identity) and getattr(config, "num_hidden_layers", 0) <= len(art["state"]))
+    require(art["lm"] == digest({key: art[key] for key in IDENTITY}), "it was made with another LM or task")
+    require(getattr(config, "num_hidden_layers", 0) <= len(art["state"]))
     for device in "meta", "cpu":                             # it may declare any size: the shapes first
         with torch.device(device):
             lm = transformers.AutoModel.from_config(config, trust_remote_code=False)

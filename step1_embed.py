@@ -3,7 +3,6 @@
     python step1_embed.py                                        # the toy world of data/toy.py, sentiment
     python step1_embed.py --model xlm-roberta-base --data data/real --task nli --out runs/nli
     python step1_embed.py --epochs 0                             # skip the tuning: keep the pretrained LM
-    torchrun --nproc_per_node=8 step1_embed.py --model ...       # one process a GPU, --batch over all
 
 Reads   <data>/<task>/en/{train,dev}.tsv (formats: data/README.md) and a Hugging Face encoder.
 Writes  <out>/embed.pt: LM, tokenizer, labels, place of the data: later steps need no hub and no such flags.
@@ -20,8 +19,8 @@ import torch.nn.functional as F
 from tqdm import tqdm
 from transformers import get_linear_schedule_with_warmup
 
-from common import (RANK, WORLD, UserError, encode, load_pretrained, load_task, load_train_dev, make_parser,
-                    number, pad, pick_device, positive, run, save_encoder)
+from common import (RANK, WORLD, UserError, amount, encode, load_pretrained, load_task, load_train_dev,
+                    make_parser, number, pad, pick_device, positive, run, save_encoder)
 
 POOL_OF_BATCHES = 50   # batches whose rows are sorted by length together: little padding, still random order
 DROPOUT = 0.1          # between embedding and labels
@@ -128,11 +127,11 @@ def main(argv=None):
     p.add_argument("--lang", help="target language of --train-on native or translated, e.g. ko")
     p.add_argument("--n", type=positive, help="rows for --train-on translated, else 20000, or all if fewer")
     p.add_argument("--epochs", type=number(0), default=3, help="passes (ours: 3); 0: the LM as it is")
-    p.add_argument("--lr", type=float, default=5e-5, help="peak learning rate (ours: 5e-5; small LM: 1e-4)")
+    p.add_argument("--lr", type=amount, default=5e-5, help="peak learning rate (ours: 5e-5; small LM: 1e-4)")
     p.add_argument("--batch", type=positive, default=32, help="texts a step (ours: 32); memory grows with it")
     args = p.parse_args(argv)
     if (args.train_on == "english") == bool(args.lang) or args.n and args.train_on != "translated":
-        raise UserError("--lang goes with --train-on native or translated, they with it, --n with the last")
+        raise UserError("--lang goes with --train-on native or translated, they need it; --n with the last")
 
     args.device, args.dtype, machine = pick_device(args)
     english, _, labels = load_task(args.data, args.task, "en", "train")
@@ -142,11 +141,11 @@ def main(argv=None):
     encoder = load_pretrained(args.model, args.pool, args.max_len)
     model = nn.Sequential(encoder, nn.Dropout(DROPOUT), nn.Linear(encoder.dim, len(labels)))
     rows = encoder.tokenize(train[0])
-    cut = sum(len(row["input_ids"]) == encoder.max_len for row in rows)
     print(f"step 1 | {machine} | {args.model}: {sum(p.numel() for p in encoder.parameters()) / 1e6:.1f}M "
           f"parameters, {encoder.pool} over at most {encoder.max_len} tokens | {args.task}: {len(rows)} "
-          f"{args.train_on} rows, {cut} of them cut, {len(dev[0])} dev, labels {' '.join(labels)} | "
+          f"{args.train_on} rows, {len(dev[0])} dev, labels {' '.join(labels)} | "
           f"{args.epochs} epochs of {-(-len(rows) // args.batch)} steps", flush=True)
+    Path(args.out).mkdir(parents=True, exist_ok=True)        # what cannot be written is to fail before tuning
     start = time.perf_counter()
     history = tune(model, (rows, train[1]), dev, args) if args.epochs else []
     seconds, path = time.perf_counter() - start, Path(args.out, "embed.pt")

@@ -151,6 +151,8 @@ def main(argv=None):
                    "kept; without it A(x) = W x + f(x), W the closed form linear: lower held-out MSE (ours)")
     p.add_argument("--noise", type=share, help="share of the training translations to shuffle, as if bad")
     args = p.parse_args(argv)
+    if args.arch not in DEPTH and (args.plain or args.depth or args.hidden or args.dropout is not None):
+        raise UserError(f"--plain, --depth, --hidden, --dropout are of fc and ae, not of --arch {args.arch}")
 
     cache, info, machine = open_run(args)
     english, target, _ = load_translated(info["data"], info["task"], args.lang, args.n)
@@ -188,8 +190,8 @@ def main(argv=None):
     save(path, "align", args, lm=cache.encoder.fingerprint, lang=args.lang, arch=args.arch, n=n,
          reverse=args.reverse, aligner=aligner.config, state=aligner.state_dict(), report=numbers,
          residuals=residuals[:near * POOL], seconds=seconds, cost=volume(english))
-    print(f"pairs encoded in {cost:.1f} s ({cache.encoded} texts now, the others before), A made in "
-          f"{seconds['align']:.1f} s -> {path}")
+    print(f"encoding the pairs took {cost:.1f} s, now or in earlier runs, making A {seconds['align']:.1f} s "
+          f"-> {path}")
 
 if __name__ == "__main__":
     run(main)

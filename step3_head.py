@@ -15,8 +15,8 @@ import torch
 import torch.nn.functional as F
 from tqdm import tqdm
 
-from common import (ARCHES, UserError, file_name, load, load_aligner, load_train_dev, load_translated, logits,
-                    make_parser, open_run, positive, require, run, save, volume)
+from common import (ARCHES, UserError, amount, file_name, load, load_aligner, load_train_dev,
+                    load_translated, logits, make_parser, open_run, positive, require, run, save, volume)
 
 EPOCHS, STEPS = 10, 2_000   # both at least, so that few rows get enough steps
 BATCH = 64             # rows a step: ours
@@ -88,7 +88,7 @@ def make_head(args, cache, info):
         info["pair"], method == "translated", args.n)
     dev_x, x = cache(dev_texts, "encode dev"), cache(texts, "encode train")        # (M, D), (N, D)
     seconds = {"encode": cache.seconds, "align": 0.0, **art.get("seconds", {})}    # of its own texts
-    n, variant = art.get("n"), source and source.stem.split("-", 2)[2]
+    n, variant = art.get("n"), source and source.stem.removeprefix(f"align-{lang}-")
     if method == "langalign":
         x, dev_x, residuals = art["A"].map(x), art["A"].map(dev_x), art["residuals"]         # A(e(d_en))
     if method == "translated":
@@ -122,7 +122,7 @@ def main(argv=None):
     p.add_argument("--n", type=positive, help="pairs of the aligner, else of the newest; rows of translated")
     p.add_argument("--arch", choices=ARCHES, help="langalign, rev: the aligner of this arch, else the newest")
     p.add_argument("--seeds", type=positive, default=5, help="heads, each of own start and order (ours: 5)")
-    p.add_argument("--l2", type=float, default=0.05, help="weight of |w|^2 in the loss: keeps the head off "
+    p.add_argument("--l2", type=amount, default=0.05, help="weight of |w|^2 in the loss: keeps the head off "
                    "directions that the languages do not share (ours: %(default)s)")
     args = p.parse_args(argv)
     if not args.lang and args.method != "english":

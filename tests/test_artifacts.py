@@ -42,7 +42,6 @@ FILES = {"embed": "embed.pt", "align": "align-xx-fc-n90.pt", "rev": "align-xx-sh
 READERS = {"embed": ("step2", "predict", "eval"), "align": ("step3",), "rev": ("step3 rev",),
            "head": ("eval", "predict", "plot"), "english": ("eval", "step3"), "back": ("predict rev", "eval"),
            "cache": ("eval", "step2", "step3")}
-IDENTITY = ("state", "files", "pool", "max_len")             # of an LM: its fingerprint is their digest
 
 
 @pytest.fixture(scope="module")
@@ -331,7 +330,7 @@ def digest(content):
 def identify(content):
     """Give an embed.pt the fingerprint of what it now holds."""
     with contextlib.suppress(KeyError):
-        content["lm"] = digest({name: content[name] for name in IDENTITY}) or content["lm"]
+        content["lm"] = digest({name: content[name] for name in common.IDENTITY}) or content["lm"]
 
 
 @pytest.mark.parametrize("how", ["config", "tokenizer", "both", "unknown", "kernel"])

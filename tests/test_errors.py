@@ -2,6 +2,7 @@
 import contextlib
 import io
 import re
+import shutil
 
 import eval as evaluation
 import pytest
@@ -9,6 +10,7 @@ import step1_embed
 import step2_align
 import step3_head
 from conftest import SCRIPTS, go, script, step1, write
+from safetensors.torch import load_file, save_file
 
 import common
 
@@ -52,9 +54,15 @@ def listing(folder):
     (step3_head.main, ["--lang", "zz", "--method", "native"], "mood/zz/train.tsv: No such file"),
     (step3_head.main, ["--lang", "xx", "--method", "magic"], "invalid choice"),
     (step3_head.main, ["--method", "native"], "--lang is missing"),
-    (step3_head.main, ["--lang", "xx", "--l2", "many"], "invalid float value: 'many'"),
+    (step3_head.main, ["--lang", "xx", "--l2", "many"], "invalid float .0 or more. value: 'many'"),
+    (step3_head.main, ["--lang", "xx", "--l2", "-5"], "invalid float .0 or more. value: '-5'"),
+    (step3_head.main, ["--lang", "xx", "--l2", "nan"], "invalid float .0 or more. value: 'nan'"),
+    (step2_align.main, ["--lang", "xx", "--seed", "-1"], "--seed: invalid int .0 or more"),
+    (evaluation.main, ["--seed", str(10 ** 20)], "--seed: invalid int .0 or more"),
+    (step2_align.main, ["--lang", "xx", "--arch", "linear", "--plain"], "--plain.* are of fc and ae, not of .*linear"),
+    (step2_align.main, ["--lang", "xx", "--arch", "shift", "--depth", "9"], "--depth.* are of fc and ae"),
     (evaluation.main, ["--lang", "zz"], "zz"),
-    (evaluation.main, ["--lang", "zz", "--predict", "-"], "heads for en xx, not for en and zz; make them: .*--lang zz"),
+    (evaluation.main, ["--lang", "zz", "--predict", "-"], "heads for en xx, not for en and zz; make: .*--lang zz"),
     (evaluation.main, ["--predict", "nofile.txt"], "No such file or directory: 'nofile.txt'"),
 ])
 def test_mistakes_in_a_finished_run_folder(ready, main, args, match):
@@ -70,6 +78,7 @@ def test_mistakes_in_a_finished_run_folder(ready, main, args, match):
     (step1_embed.main, ["--data", "nodata"], "nodata/sentiment/en/train.tsv: No such file .*data/README.md"),
     (step1_embed.main, ["--lang", "ko"], "--lang goes with"),
     (step1_embed.main, ["--train-on", "native"], "--lang goes with"),
+    (step1_embed.main, ["--lr", "-1"], "--lr: invalid float .0 or more. value: '-1'"),
 ])
 def test_mistakes_in_an_empty_folder(tmp_path, main, args, match):
     refuse(main, *args, "--out", tmp_path / "run", match=match)
@@ -84,6 +93,13 @@ def test_step1_names_what_is_wrong_with_data_and_model(tiny, tmp_path):
            match="--model .*none: .*data/toy.py")
     (tmp_path / "hollow").mkdir()
     refuse(step1_embed.main, "--model", tmp_path / "hollow", "--data", data, "--task", "mood", *out, match="hollow")
+    renamed = shutil.copytree(model, tmp_path / "renamed")
+    weights = load_file(renamed / "model.safetensors")
+    save_file({f"backbone.{key}": value for key, value in weights.items()}, renamed / "model.safetensors")
+    refuse(step1_embed.main, "--model", renamed, "--data", data, "--task", "mood", *out, match="lacks weights")
+    (tmp_path / "file").write_text("")
+    refuse(step1_embed.main, "--model", model, "--data", data, "--task", "mood", "--out", tmp_path / "file" / "run",
+           match="file")                                     # before any tuning: nothing is printed but the banner
     rows = [["good", "a film"], ["bad", "the film"]]
     for content, match in (([["good", "x"], ["good", "y"]], "labels are \\['good'\\]"),
                            ([["", "x"], ["good", "y"]], "train.tsv:2: label ''; the English training labels are")):

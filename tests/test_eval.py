@@ -243,8 +243,9 @@ def test_a_cache_knows_what_its_rows_cost(folder, monkeypatch):
         cache(part)
         assert cache.seconds == pytest.approx(seconds)
     later = common.Cache(encoder, folder, CPU)
+    monkeypatch.setattr(common, "encode", None)              # nothing is left to encode
     later(texts)
-    assert later.seconds == pytest.approx(30) and later.encoded == 0
+    assert later.seconds == pytest.approx(30)
 
 
 def test_the_same_seed_gives_the_same_bits(folder, tmp_path):
@@ -353,7 +354,7 @@ def test_plot_of_the_papers_sizes_and_every_arch(sweep, native, sizes, newest):
     """Many methods, labels of close and of distant heights; planted accuracies in place of trained heads."""
     heads = {"head-english": planted_head(right(11), "english"),
              "head-native-xx": planted_head(right(*native), "native")}
-    for i, (arch, n) in enumerate((arch, 1000 * n) for arch in evaluation.ARCHES[1:] for n in sizes):
+    for i, (arch, n) in enumerate((arch, 1000 * n) for arch in evaluation.ARCHES for n in sizes):
         heads[f"head-langalign-xx-{arch}-n{n}"] = planted_head(right(11 + i % 9), "langalign", arch, n)
     for tail in ("plain-noise0.3", "plain", "depth3-hidden64-dropout0.3"):
         heads[f"head-langalign-xx-fc-n20000-{tail}"] = planted_head(right(17), "langalign", "fc", 20_000)
@@ -368,7 +369,7 @@ def test_each_kind_of_a_plot_has_a_colour_of_its_own(sweep):
     heads = {"head-english": planted_head(right(11), "english"),
              "head-langalign-xx-fc-n90-noise0.3": planted_head(right(12), "langalign", "fc", 90),
              "head-translated-xx-n90": planted_head(right(20), "translated", None, 90)}
-    for arch in evaluation.ARCHES[1:]:
+    for arch in evaluation.ARCHES:
         for tail in ("", "-plain") if arch in ("fc", "ae") else ("",):
             heads[f"head-langalign-xx-{arch}-n90{tail}"] = planted_head(right(15), "langalign", arch, 90)
     _, elements = draw(sweep, heads)

@@ -252,7 +252,7 @@ def test_step1_fp16_uses_a_grad_scaler(tiny, tmp_path, monkeypatch):
 def test_non_finite_loss_stops_and_names_the_step(tiny, tmp_path):
     with pytest.raises(UserError, match="loss is nan by step .* --lr"):
         tune(tiny, tmp_path / "a", "--lr", "1e30")
-    assert not (tmp_path / "a").exists()
+    assert not list((tmp_path / "a").iterdir())
 
 
 def test_lm_bytes_do_not_change_in_steps_2_and_3(folder, monkeypatch):
@@ -278,6 +278,26 @@ def test_variants_have_files_of_their_own(folder):
                     "--n 40 --seed 1"):
         go(folder, f"step3_head --lang xx {variant}")
     assert len(list(folder.glob("head-*.pt"))) == 11                                # with english, made along
+
+
+def test_a_language_may_have_a_hyphen(tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr(step3_head, "STEPS", 40)
+    data = shutil.copytree(tiny[1], tmp_path / "data")
+    shutil.copytree(data / "mood" / "xx", data / "mood" / "zh-TW")
+    out = step1((tiny[0], data), tmp_path / "run")
+    go(out, "step2_align --lang zh-TW --arch shift", "step3_head --lang zh-TW")
+    assert (out / "head-langalign-zh-TW-shift-n90.pt").exists()
+
+
+def test_heads_and_aligners_of_other_data_are_refused_though_the_lm_is_the_same(folder, tiny, tmp_path):
+    """Step 1 skipped twice, on two copies of the data: the same weights, another fingerprint."""
+    go(folder, "step2_align --lang xx --arch shift", "step3_head --lang xx")
+    before = load_encoder(folder)[0].fingerprint
+    step1((tiny[0], shutil.copytree(tiny[1], tmp_path / "data")), folder)
+    assert load_encoder(folder)[0].fingerprint != before
+    for command in ("step3_head --lang xx", "eval --lang xx"):
+        with pytest.raises(UserError, match="another LM"):
+            go(folder, command)
 
 
 def test_step3_takes_the_newest_aligner_or_the_one_asked_for(sweep):
