@@ -142,8 +142,8 @@ def show(lang, records):
     wide = max(len(r["label"]) for r in records) + 1
     items, split, top = records[0]["items"], records[0]["split"], records[-1].get("ceiling", "native")
     print(f"\n{lang}, {items} {split} rows: +- over seeds, difference to english in points, 95% interval,\n"
-          f"share of {top}'s difference, R^2 and P@1 of A on held-out pairs, text translated, seconds to encode,\n"
-          "align, train\n" + "  method".ljust(wide + 2) + "      n seeds  accuracy    +-  macro F1"
+          f"share of {top}'s difference, R^2 and P@1 of A on held-out pairs, text translated, seconds to\n"
+          "encode, align, train\n" + "  method".ljust(wide + 2) + "      n seeds  accuracy    +-  macro F1"
           "  difference                share   R^2    P@1   sentences  characters  seconds")
     print(*(line_of(r, wide) for r in records), sep="\n")
     mapped = [r for r in records if r["method"] == "langalign"]

@@ -13,7 +13,7 @@ No outside text is used.
 Reads    nothing.
 Writes   <out>/<task>/<lang>/{train,dev,test,translated}.tsv   (tasks sentiment, nli; en, ko, ja, zh, sw)
          <out>/encoder/   loads with AutoModel and AutoTokenizer
-Expect   a masked-LM loss of about 3.2; two minutes on two cores of a recent Xeon
+Expect   a masked-LM loss of about 3.2; two to three minutes on two CPU cores
 It shows the mechanism of LangAlign and is no evidence about real languages. See data/README.md.
 
 Shapes   B sequences of a batch, T tokens, M masked tokens, V vocabulary.
@@ -1169,7 +1169,7 @@ def main(argv=None):
              "test": max(args.rows // 10, min(args.rows, 2000))}    # fewer cannot show three points
     print(f"toy world into {out}: {len(HEADERS)} tasks x {len(LANGS)} languages, "
           f"{args.rows} English rows a task, encoder of {LAYERS} layers x {WIDTH}, {args.steps} updates; "
-          f"about {10 + args.rows // 2000 + args.steps * 0.055:.0f} s on two cores", flush=True)
+          f"about {10 + args.rows // 2000 + args.steps * 0.055:.0f} s on two cores, or twice that", flush=True)
     shutil.rmtree(building, ignore_errors=True)
     building.mkdir(parents=True)
     settings = {"seed": args.seed, "rows": args.rows, "steps": args.steps}
