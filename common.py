@@ -216,8 +216,7 @@ class Encoder(nn.Module):
         out = self.tokenizer(*map(list, zip(*texts)), truncation=True, max_length=self.max_len,
                              return_attention_mask=False) if texts else {}
         rows = [dict(zip(out, row)) for row in zip(*out.values())]
-        full = sum(len(row["input_ids"]) == self.max_len for row in rows)
-        if full:
+        if full := sum(len(row["input_ids"]) == self.max_len for row in rows):
             tqdm.write(f"{full} of {len(rows)} texts reach or pass {self.max_len} tokens", file=sys.stderr)
         return rows
 

@@ -28,18 +28,19 @@ DROPOUT = 0.1          # between embedding and labels
 def use_rows(encoder, rows):
     """Cut the LM's word embeddings to the rows that tokenised `rows` use: a few thousand of XLM-R's 250,000.
     Exact: without decay AdamW leaves a row without gradient as it is. Returns what restores the table."""
-    full = encoder.lm.get_input_embeddings()
+    table = encoder.lm.get_input_embeddings()                # stays: its class may do more than look up
+    full, padding = table.weight.detach(), table.padding_idx
     used = sorted(set().union(*(row["input_ids"] for row in rows)))                # the padding's is masked
-    slot = torch.zeros(full.num_embeddings, dtype=torch.int64)                     # (V,): id -> row of cut
+    slot = torch.zeros(len(full), dtype=torch.int64)         # (V,): id -> row of the cut table
     slot[used] = torch.arange(len(used))
-    cut = nn.Embedding.from_pretrained(full.weight.detach()[used], freeze=False)
-    cut.register_buffer("slot", slot)
-    cut.register_forward_pre_hook(lambda module, inputs: module.slot[inputs[0]])
-    encoder.lm.set_input_embeddings(cut)
+    table.weight, table.padding_idx = nn.Parameter(full[used]), None
+    table.register_buffer("slot", slot, persistent=False)
+    hook = table.register_forward_pre_hook(lambda module, inputs: module.slot[inputs[0]])
 
     def restore():
-        full.weight.data[used] = cut.weight.detach().cpu()
-        encoder.lm.set_input_embeddings(full)
+        full[used] = table.weight.detach().cpu()
+        table.weight, table.padding_idx = nn.Parameter(full), padding
+        hook.remove()
     return restore
 
 def byte_dropout(x, p=0.5, training=True, inplace=False):

@@ -11,6 +11,7 @@ import step3_head
 import torch
 import torch.nn.functional as F
 from conftest import ROOT, WORDS, go, script, step1, write
+from transformers import Gemma3TextConfig, Gemma3TextModel
 
 import common
 from common import Aligner, UserError, load_encoder
@@ -149,6 +150,27 @@ def test_training_only_the_used_rows_is_exact(tiny, tmp_path, monkeypatch):
     changed = (full[name] != start).any(1)
     assert 5 < changed.sum() < len(start), "some rows train, some must not"
     assert torch.equal(changed, (cut[name] != start).any(1))
+
+
+def test_using_some_rows_changes_no_embedding_though_their_class_scales_them(tiny):
+    """Gemma multiplies what it looks up; the cut table must, too, and be gone afterwards."""
+    tokenizer = common.load_pretrained(str(tiny[0]), "mean", 48).tokenizer
+    torch.manual_seed(0)
+    lm = Gemma3TextModel(Gemma3TextConfig(
+        vocab_size=len(tokenizer), hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2,
+        num_key_value_heads=1, head_dim=8, pad_token_id=1, max_position_embeddings=50)).eval()
+    encoder = common.Encoder(lm, tokenizer, "mean", 48)
+    texts = [(" ".join(WORDS[:k]),) for k in (2, 5, 9)]
+    before, names = common.encode(encoder, texts, CPU), list(lm.state_dict())
+    restore = step1_embed.use_rows(encoder, encoder.tokenize(texts))
+    assert len(lm.get_input_embeddings().weight) < len(tokenizer)
+    assert torch.equal(common.encode(encoder, texts, CPU), before)
+    with torch.no_grad():
+        lm.get_input_embeddings().weight.mul_(2)
+    doubled = common.encode(encoder, texts, CPU)
+    restore()
+    assert torch.equal(common.encode(encoder, texts, CPU), doubled) and not torch.equal(before, doubled)
+    assert list(lm.state_dict()) == names and len(lm.get_input_embeddings().weight) == len(tokenizer)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
