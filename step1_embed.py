@@ -146,7 +146,6 @@ def main(argv=None):
           f"parameters, {encoder.pool} over at most {encoder.max_len} tokens | {args.task}: {len(rows)} "
           f"{args.train_on} rows, {len(dev[0])} dev, labels {' '.join(labels)} | "
           f"{args.epochs} epochs of {-(-len(rows) // args.batch)} steps", flush=True)
-    Path(args.out).mkdir(parents=True, exist_ok=True)        # what cannot be written is to fail before tuning
     start = time.perf_counter()
     history = tune(model, (rows, train[1]), dev, args) if args.epochs else []
     seconds, path = time.perf_counter() - start, Path(args.out, "embed.pt")

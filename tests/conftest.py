@@ -1,4 +1,5 @@
-"""Fixtures: a tiny random encoder with tiny data (milliseconds); one toy world and, on it, the README's commands."""
+"""Fixtures: a tiny random encoder with tiny data (milliseconds); one toy world and, on it, the README's commands,
+made by chain.py beside the other tests."""
 import os
 import random
 import re
@@ -6,6 +7,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -18,7 +20,6 @@ import eval as evaluation  # noqa: E402
 import step1_embed  # noqa: E402
 import step2_align  # noqa: E402
 import step3_head  # noqa: E402
-import toy  # noqa: E402
 
 SCRIPTS = {"step1_embed.py": step1_embed, "step2_align.py": step2_align, "step3_head.py": step3_head,
            "eval.py": evaluation}
@@ -138,12 +139,46 @@ def sweep(swept, tmp_path, monkeypatch):
     return shutil.copytree(swept, tmp_path / "sweep")
 
 
+BESIDE = pytest.StashKey()
+
+
+def pytest_collection_finish(session):
+    """Start chain.py beside the tests if one of them needs what it makes; on one thread, the tests have the other."""
+    wanted = {name for item in session.items for name in item.fixturenames}
+    if "toy_world" in wanted and not session.config.option.collectonly:
+        place = tempfile.TemporaryDirectory()
+        with open(f"{place.name}/log", "w") as log:
+            child = subprocess.Popen([sys.executable, ROOT / "tests" / "chain.py", place.name,
+                                      *["--toy-only"] * ("chain" not in wanted)],
+                                     stdout=log, stderr=log, env={**os.environ, "OMP_NUM_THREADS": "1"})
+        session.config.stash[BESIDE] = child, place
+
+
+def pytest_sessionfinish(session):
+    child, place = session.config.stash.get(BESIDE, (None, None))
+    if child:
+        child.kill()
+        child.wait()
+        place.cleanup()
+
+
 @pytest.fixture(scope="session")
-def toy_world(tmp_path_factory):
-    """data/toy.py's world, smaller than its default; 2,000 test rows, so that a gain of four points is seen."""
-    out = tmp_path_factory.mktemp("toy") / "toy"
-    toy.main(["--out", str(out), "--rows", "6000", "--steps", "400"])
-    return out
+def toy_world(pytestconfig):
+    """data/toy.py's world, as chain.py makes it."""
+    child, place = pytestconfig.stash[BESIDE]
+    assert child.wait() == 0, Path(place.name, "log").read_text()[-3_000:]
+    return Path(place.name, "data", "toy")
+
+
+@pytest.fixture(scope="session")
+def chain(toy_world):
+    """Run folder after all of README.md's commands on the toy world, run as printed in a folder of their own."""
+    return toy_world.parent.parent / "runs"
+
+
+def readme_blocks(kind):
+    """The fenced blocks of README.md in one language."""
+    return re.findall(rf"```{kind}\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.S)
 
 
 def commands(text):
@@ -156,22 +191,3 @@ def toy_commands(text):
     """Those of `commands` that run the four scripts on the toy world."""
     return [(name, args) for name, args in commands(text)
             if name in SCRIPTS and not any(word in " ".join(args) for word in ELSEWHERE)]
-
-
-@pytest.fixture(scope="session")
-def chain(toy_world, tmp_path_factory):
-    """Run folder after all of README.md's commands on the toy world, run as printed in a folder of their own."""
-    place = tmp_path_factory.mktemp("chain")
-    (place / "data").mkdir()
-    (place / "data" / "toy").symlink_to(toy_world)
-    (place / "reviews.txt").write_text("음식이 정말 맛있어요\n방이 좁고 시끄러워요\n", encoding="utf-8")
-    before, readme = os.getcwd(), (ROOT / "README.md").read_text(encoding="utf-8")
-    os.chdir(place)
-    try:
-        for name, args in toy_commands("\n".join(re.findall(r"```sh\n(.*?)```", readme, re.S))):
-            args = ["6000" if a == "20000" else a for a in args]                      # what this world has
-            further = name == "step1_embed.py" and "--out" in args                    # LMs beside the main one
-            SCRIPTS[name].main(["--epochs", "1", *args] if further else args)         # a later --epochs wins
-    finally:
-        os.chdir(before)
-    return place / "runs"

@@ -97,9 +97,6 @@ def test_step1_names_what_is_wrong_with_data_and_model(tiny, tmp_path):
     weights = load_file(renamed / "model.safetensors")
     save_file({f"backbone.{key}": value for key, value in weights.items()}, renamed / "model.safetensors")
     refuse(step1_embed.main, "--model", renamed, "--data", data, "--task", "mood", *out, match="lacks weights")
-    (tmp_path / "file").write_text("")
-    refuse(step1_embed.main, "--model", model, "--data", data, "--task", "mood", "--out", tmp_path / "file" / "run",
-           match="file")                                     # before any tuning: nothing is printed but the banner
     rows = [["good", "a film"], ["bad", "the film"]]
     for content, match in (([["good", "x"], ["good", "y"]], "labels are \\['good'\\]"),
                            ([["", "x"], ["good", "y"]], "train.tsv:2: label ''; the English training labels are")):

@@ -4,17 +4,13 @@ import ast
 import re
 
 import pytest
-from conftest import ROOT, SCRIPTS, commands, toy_commands
+from conftest import ROOT, SCRIPTS, commands, readme_blocks, toy_commands
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
 class Parsed(Exception):
     """A command line is right; nothing else is to be done with it."""
-
-
-def blocks(kind):
-    return re.findall(rf"```{kind}\n(.*?)```", README, re.S)
 
 
 def test_the_two_first_commands_are_the_promised_ones():
@@ -25,7 +21,7 @@ def test_the_two_first_commands_are_the_promised_ones():
 
 @pytest.mark.parametrize("name", ["README.md", *SCRIPTS])
 def test_every_printed_command_parses(name, monkeypatch):
-    text = "\n".join(blocks("sh")) if name == "README.md" else re.sub("^ +", "", SCRIPTS[name].__doc__, flags=re.M)
+    text = "\n".join(readme_blocks("sh")) if name == "README.md" else re.sub("^ +", "", SCRIPTS[name].__doc__, flags=re.M)
     real = argparse.ArgumentParser.parse_args
 
     def parse_only(self, argv):
@@ -43,7 +39,7 @@ def test_every_printed_command_parses(name, monkeypatch):
 
 
 def test_readme_commands_ran_as_printed(chain):
-    ran = toy_commands("\n".join(blocks("sh")))
+    ran = toy_commands("\n".join(readme_blocks("sh")))
     assert len(ran) >= 10 and {script for script, _ in ran} == set(SCRIPTS)
     heads = {path.name.split("-")[1] for path in chain.glob("head-*.pt")}
     assert heads == {"english.pt", "langalign", "rev", "native", "translated"} and (chain / "results.json").exists()
@@ -51,7 +47,7 @@ def test_readme_commands_ran_as_printed(chain):
 
 def test_the_python_snippet_runs(chain, monkeypatch, capsys):
     monkeypatch.chdir(chain.parent)
-    for snippet in blocks("python"):
+    for snippet in readme_blocks("python"):
         exec(compile(snippet.replace("n20000", "n6000"), "README.md", "exec"), {})
     words = capsys.readouterr().out.split()
     assert words[0::2] and set(words[0::2]) <= {"positive", "negative"} and len(words) == 4

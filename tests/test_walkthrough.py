@@ -1,8 +1,7 @@
 """README's walk-through, from English labels to labels in another language, as printed but on small files and models."""
 import random
 
-from conftest import ROOT, SCRIPTS, WORDS, commands, sentence, write
-from test_readme import blocks
+from conftest import ROOT, SCRIPTS, WORDS, commands, readme_blocks, sentence, write
 from test_translate import hub  # noqa: F401  (a fixture)
 
 import translate
@@ -11,7 +10,7 @@ MAINS = {**{name: module.main for name, module in SCRIPTS.items()}, "data/transl
 
 
 def test_the_walk_through_labels_every_line(tiny, hub, tmp_path, monkeypatch, capsys):  # noqa: F811
-    found = [c for c in commands("\n".join(blocks("sh"))) if "reviews" in c[1] or "runs/reviews" in c[1]]
+    found = [c for c in commands("\n".join(readme_blocks("sh"))) if "reviews" in c[1] or "runs/reviews" in c[1]]
     assert [name for name, _ in found] == ["data/translate.py", *SCRIPTS]
     monkeypatch.chdir(tmp_path)
     rng = random.Random(1)
