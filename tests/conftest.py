@@ -11,7 +11,9 @@ import tempfile
 from pathlib import Path
 
 import pytest
-import torch
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")        # for torch, here and in scripts: chain.py has the other core
+import torch  # noqa: E402
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "data")]
@@ -143,14 +145,14 @@ BESIDE = pytest.StashKey()
 
 
 def pytest_collection_finish(session):
-    """Start chain.py beside the tests if one of them needs what it makes; on one thread, the tests have the other."""
+    """Start chain.py beside the tests if one of them needs what it makes."""
     wanted = {name for item in session.items for name in item.fixturenames}
     if "toy_world" in wanted and not session.config.option.collectonly:
         place = tempfile.TemporaryDirectory()
         with open(f"{place.name}/log", "w") as log:
             child = subprocess.Popen([sys.executable, ROOT / "tests" / "chain.py", place.name,
                                       *["--toy-only"] * ("chain" not in wanted)],
-                                     stdout=log, stderr=log, env={**os.environ, "OMP_NUM_THREADS": "1"})
+                                     stdout=log, stderr=log)
         session.config.stash[BESIDE] = child, place
 
 
