@@ -1169,7 +1169,8 @@ def main(argv=None):
              "test": max(args.rows // 10, min(args.rows, 2000))}    # fewer cannot show three points
     print(f"toy world into {out}: {len(HEADERS)} tasks x {len(LANGS)} languages, "
           f"{args.rows} English rows a task, encoder of {LAYERS} layers x {WIDTH}, {args.steps} updates; "
-          f"about {10 + args.rows // 2000 + args.steps * 0.055:.0f} s on two cores, or twice that", flush=True)
+          f"about {10 + args.rows // 2000 + args.steps * 0.055:.0f} s on two cores, or twice that",
+          flush=True)
     shutil.rmtree(building, ignore_errors=True)
     building.mkdir(parents=True)
     settings = {"seed": args.seed, "rows": args.rows, "steps": args.steps}
