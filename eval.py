@@ -1,201 +1,324 @@
-"""Evaluation of LangAlign (arXiv 2503.18603): heads on target-language test data, predictions on new text.
+"""Evaluation of LangAlign (arXiv 2503.18603): heads on target-language test data, labels for new text.
 
     python eval.py --lang ko                                     # the heads of one language; without: of all
-    python eval.py --lang ko --plot ko.svg                       # a picture of the same
     python eval.py --lang ko --predict reviews.txt > labels.tsv  # --predict - reads standard input
 
-Reads   <out>/embed.pt, <out>/head-*.pt and <data>/<task>/<lang>/test.tsv.
+Reads   <out>/ of steps 1 to 3 and <data>/<task>/<lang>/test.tsv.
 Writes  <out>/results.json, the table as a list of objects. With --predict only standard output: each line of
-        text (in a pair task text, tab, text_b) becomes `label <tab> probability`, the mean over head seeds.
-Expect  langalign 2.9 to 3.6 points over english on toy Korean; on real text 1.6 +- 0.4 (README), or nothing.
+        text (in a pair task text, tab, text_b) becomes `label <tab> probability`, the mean over the heads.
+Expect  TODO
 """
+
 import itertools
 import json
-import re
 import sys
+import unicodedata
 from pathlib import Path
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
-from common import (ARCHES, PAIRS, ROWS, UserError, encode, load, load_aligner, load_task, logits,
-                    make_parser, open_run, read_tsv, require, run, volume, write_whole)
+from common import (
+    PAIRS,
+    ROWS,
+    Cache,
+    UserError,
+    add_choice,
+    build_aligner,
+    encode,
+    find,
+    head_name,
+    load,
+    load_encoder,
+    load_task,
+    logits,
+    make_parser,
+    pick_device,
+    read_tsv,
+    run,
+    say,
+    warn,
+    write_whole,
+)
 
-BOOTSTRAP = 10_000     # resamples of the test items behind a 95% interval
-CHUNK = 1_024          # lines that --predict labels at once: constant memory, order kept
-METHODS = ("majority", "english", "langalign", "rev", "translated", "native")      # the table, top-down
-DELTA = ("delta", "delta_low", "delta_high")       # difference to english and its interval
+BOOTSTRAP = 10_000  # resamples behind a 95% interval
+CHUNK = 1_024  # lines that --predict labels at once: constant memory, order kept
+ORDER = (
+    "majority",
+    "english",
+    "centred",
+    "langalign",
+    "rev",
+    "mixed",
+    "translated",
+    "native",
+)  # of the table
+FIELDS = "method", "arch", "n", "residuals", "variant"  # of a head, in results.json
 
-def check(head, name, encoder, info):
-    """`head`, if it fits file name, LM and task: it may be a stranger's, so it is tried on two embeddings."""
-    require(head["labels"] == info["labels"], f"labels {head['labels']}, not {info['labels']}")
-    require(head["pair"] == info["pair"] and head["method"] in METHODS and isinstance(head["lang"], str))
-    require((head["lang"] == "en") == (head["method"] == "english") >= (name == "head-english"))
-    require((head["method"] in ("langalign", "rev")) == bool(head["arch"]) and (head["n"] or 0) >= 0)
-    require(not head["arch"] or load_aligner(head, encoder.dim) and head["alignment"]["held_out"] + 0 > 0)
-    out = logits_of(head, torch.zeros(2, encoder.dim))
-    require(len(out) and out.shape[1:] == (2, len(info["labels"])) and out.isfinite().all())
-    require(head["heads"]["mean"].shape == head["heads"]["scale"].shape == (encoder.dim,))
-    require(head["heads"]["bias"].shape == out[:, :1].shape)
-    line_of(record_of("", [head], out.argmax(2), torch.zeros(2, dtype=torch.int64)), 0)
-    return head
 
-def load_heads(out, lang, encoder, info, only=None):
-    """([(path, artifact)], newest first, of the heads for `lang` or all, or of file `only`; languages)."""
-    paths = [Path(only)] if only else sorted(Path(out).glob("head-*.pt"), key=lambda p: -p.stat().st_mtime_ns)
-    heads = [(path, load(path, "head", f"python step3_head.py --out {out} and its other flags, or rm {path}",
-                         encoder.fingerprint, lambda head: check(head, path.stem, encoder, info)))
-             for path in paths]
-    known = {head["lang"] for _, head in heads}
-    langs = [lang] if lang else sorted(known if only else known - {"en"})
-    served = langs and (known & {*langs} or known == {"en"})             # english alone serves any language
-    if not (served and (only or Path(out, "head-english.pt") in dict(heads))):
-        raise UserError(f"{out}: heads for {' '.join(sorted(known)) or 'no language'}, not for en and "
-                        f"{lang or 'another'}; make: python step3_head.py --out {out} --lang {lang or 'ko'}")
-    return [(path, head) for path, head in heads if head["lang"] in (*langs, "en")], langs
+def logits_of(head, encoder, embed, texts):
+    """Texts -> logits (S, N, C) of a head's seeds. embed(texts) -> (N, D) is e(.); Rev-LangAlign puts A
+    behind it, `inside` puts A into it (paper, inference: LM and head, no A, unless reversed)."""
+    if head["method"] != "rev":
+        return logits(head["heads"], embed(texts))
+    aligner = build_aligner(head, encoder.lm)
+    if head["arch"] != "inside":
+        return logits(head["heads"], aligner.map(embed(texts)))
+    with aligner.to(encoder.device).on(encoder):
+        return logits(head["heads"], embed(texts))
 
-def logits_of(head, x):
-    """Embeddings e(x) (N, D) -> logits (S, N, C) of a head's seeds; Rev-LangAlign maps x by A first."""
-    return logits(head["heads"], load_aligner(head, x.shape[1]).map(x) if head["method"] == "rev" else x)
 
-def macro_f1(predicted, y, classes):
-    """Mean of the classes' F1; predicted, y (N,)."""
-    confusion = torch.bincount(y * classes + predicted, minlength=classes ** 2).view(classes, classes)
+def macro_f1(guess, y, classes):
+    """Mean of the classes' F1; guess, y (N,)."""
+    confusion = torch.bincount(y * classes + guess, minlength=classes**2).view(classes, classes)
     return (2 * confusion.diag() / (confusion.sum(0) + confusion.sum(1)).clamp_min(1)).mean().item()
 
-def bootstrap(differences, seed):
-    """95% intervals (2, H) of the column means of differences (N, H): items resampled, alike for all."""
-    rng, n = np.random.default_rng(seed), len(differences)
-    blocks = tqdm(range(BOOTSTRAP // 100), desc="bootstrap", delay=2, leave=False)
-    means = [rng.multinomial(n, np.full(n, 1 / n), 100) @ differences / n for _ in blocks]
-    return np.percentile(np.concatenate(means), [2.5, 97.5], axis=0)
 
-def rank_correlation(a, b):
-    """Spearman's, of two lists of numbers, ties averaged; nan where all of one are equal."""
-    ranks = [(np.less.outer(v, v).sum(0) + np.less_equal.outer(v, v).sum(0)) for v in (a, b)]
-    return np.corrcoef(ranks)[0, 1] if min(map(np.ptp, ranks)) > 0 else float("nan")
+def calibration_error(probabilities, y, bins=10):
+    """Expected calibration error of probabilities (N, C), y (N,): mean |confidence - accuracy| over bins."""
+    confidence, guess = probabilities.max(1)
+    bin_of = (confidence * bins).long().clamp_max(bins - 1)
+    gap = torch.zeros(bins).index_add(0, bin_of, confidence - (guess == y).float())
+    return (gap.abs().sum() / len(y)).item()
 
-def record_of(name, heads, predicted, y):
-    """Numbers of one variant: heads that differ in seeds only, predicted (S, N) over all their seeds."""
-    first, hits = heads[0], (predicted == y).double()
-    label = re.sub(rf"^head-|-({first['lang']}|n\d+|rev)(?=-|$)", "", name).replace("-", " ")
-    measured = [head["alignment"]["A"] for head in heads if first["arch"]]
-    return {**{key: first[key] for key in ("method", "arch", "n")}, "head": name, "label": label,
-            "seeds": len(hits), "accuracy": hits.mean().item(),
-            "accuracy_std": hits.mean(1).std(correction=0).item(),
-            "macro_f1": float(np.mean([macro_f1(p, y, len(first["labels"])) for p in predicted])),
-            **{key: float(np.mean([m[key] for m in measured])) for key in ("r2", "p1") if measured},
-            **{key: int(first["cost"][key]) for key in ("sentences", "characters")},
-            "seconds": {key: float(value) for key, value in first["seconds"].items()}}
 
-def check_leak(path, texts, info, lang, allow):
-    """UserError, or with `allow` a warning, if test texts stand in training or translated rows, too."""
-    wide = len(texts[0])
-    for other, headers in ((f"{lang}/train", ROWS), (f"{lang}/translated", PAIRS), ("en/train", ROWS)):
-        file = Path(info["data"], info["task"], f"{other}.tsv")
-        rows = read_tsv(file, *headers) if file.exists() else []
-        found = sorted(set(texts) & {part for row in rows for part in (row[1:1 + wide], row[-wide:])})
-        told = f"{path}: {len(found)} of its {len(texts)} rows are in {file}, too, and flatter the numbers"
-        if found and not allow:
-            raise UserError(f"{told}, e.g. {found[0][0][:30]!r}; delete them, or go on with --allow-leak")
-        if found:
-            print(f"warning: {told}")
+def bootstrap(gains, groups, seed=0):
+    """95% interval (low, high) of the mean of gains (N,): groups (N,) of rows that share a premise are
+    resampled whole."""
+    sums, counts = np.bincount(groups, gains), np.bincount(groups)
+    rng, g = np.random.default_rng(seed), len(counts)
+    means = []
+    for _ in range(BOOTSTRAP // 100):
+        drawn = rng.multinomial(g, np.full(g, 1 / g), 100)  # (100, G)
+        means.append(drawn @ sums / (drawn @ counts))
+    return np.percentile(np.concatenate(means), [2.5, 97.5]).tolist()
 
-def evaluate(lang, heads, cache, info, args):
-    """One record a variant on a split of `lang`, in the table's order; aligner seeds are pooled."""
-    path = Path(info["data"], info["task"], lang, f"{args.split}.tsv")
-    texts, y, _ = load_task(info["data"], info["task"], lang, args.split, info["labels"], info["pair"])
-    check_leak(path, texts, info, lang, args.allow_leak)
-    x, groups = cache(texts, f"encode {args.split}"), {}
-    for path, head in heads:
-        groups.setdefault(re.sub(r"-seed\d+(?=-|$)", "", path.stem), []).append(head)
-    votes = {name: torch.cat([logits_of(head, x).argmax(2) for head in of]) for name, of in groups.items()}
-    groups["majority"] = [groups["head-english"][0] | dict(method="majority", seconds={}, cost=volume([]))]
-    votes["majority"] = y.bincount().argmax().expand(1, len(y))                                      # (S, N)
-    records = [record_of(name, groups[name], votes[name], y) for name in votes]
-    hits = torch.stack([(predicted == y).double().mean(0) for predicted in votes.values()], 1)       # (N, H)
-    gains = (hits - hits[:, [list(votes).index("head-english")]]).numpy()
-    for r, *delta in zip(records, gains.mean(0), *bootstrap(gains, args.seed)):
-        r |= {"lang": lang, "split": args.split, "items": len(y), **dict(zip(DELTA, delta))}
-    tops = [r for r in records if r["method"] in ("native", "translated") and r["delta_low"] > 0]
-    top = min(tops, key=lambda r: (r["method"], -(r["n"] or 0)), default=None)        # native, else largest n
+
+def load_heads(out, encoder, lang=None):
+    """Heads of `lang` and English, or of all languages; what another LM made is left out with a warning."""
+    heads = []
+    for path in sorted(Path(out).glob("head-*.pt")):
+        head = load(path, "head", None, "python step3_head.py")
+        if head["lm"] != encoder.digest:
+            warn(
+                f"{path} is of another LM or task: left out; make it again with step 3, or delete it"
+            )
+        elif head["lang"] in ("en", lang or head["lang"]):
+            heads.append(head)
+    if not any(head["lang"] == "en" for head in heads):
+        make = f"python step3_head.py --out {out} --lang {lang or 'ko'}"
+        raise UserError(f"{out}: no heads that can be compared; make them with: {make}")
+    return heads
+
+
+def count_leaks(texts, info, lang, split):
+    """{file: number of test texts that stand in it, too}, with a warning for each."""
+    leaks, width = {}, len(texts[0])
+    for name, headers in (
+        (f"{lang}/train", ROWS),
+        (f"{lang}/translated", PAIRS),
+        ("en/train", ROWS),
+    ):
+        path = Path(info["data"], info["task"], f"{name}.tsv")
+        rows = read_tsv(path, *headers) if path.exists() else []
+        seen = {row[1 : 1 + width] for row in rows} | {row[-width:] for row in rows}
+        leaks[name] = sum(text in seen for text in texts)
+        if leaks[name]:
+            share = leaks[name] / len(texts)
+            warn(
+                f"{leaks[name]} of {len(texts)} {split} rows ({share:.1%}) are in {path}, too: they flatter"
+            )
+    return leaks
+
+
+def evaluate(lang, heads, encoder, embed, info, split="test"):
+    """One record a variant on a split of `lang`, in the table's order; the seeds of a variant are pooled."""
+    texts, y, _ = load_task(info["data"], info["task"], lang, split, info["labels"], info["pair"])
+    leaks = count_leaks(texts, info, lang, split)
+    groups = np.unique([text[0] for text in texts], return_inverse=True)[1]  # (N,) premise of a row
+    variants = {}
+    for head in heads:
+        variants.setdefault(head_name({**head, "seed": 0}), []).append(head)
+
+    majority = y.bincount(minlength=len(info["labels"])) / len(y)  # (C,)
+    outs = {"majority": majority.log().expand(1, len(y), -1)}
+    for name, group in variants.items():
+        outs[name] = torch.cat(
+            [logits_of(head, encoder, embed, texts) for head in group]
+        )  # (S, N, C)
+    hits = {name: (out.argmax(2) == y).double() for name, out in outs.items()}  # (S, N)
+
+    records = []
+    for name, out in outs.items():
+        head = variants.get(name, [dict.fromkeys(FIELDS) | {"method": "majority"}])[0]
+        gains = (hits[name].mean(0) - hits["head-english.pt"].mean(0)).numpy()  # (N,)
+        f1 = [macro_f1(guess, y, len(info["labels"])) for guess in out.argmax(2)]
+        record = {
+            "lang": lang,
+            "split": split,
+            **{key: head[key] for key in FIELDS},
+            "seeds": len(out),
+        }
+        record |= {
+            "accuracy": hits[name].mean().item(),
+            "items": len(y),
+            "macro_f1": float(np.mean(f1)),
+        }
+        record |= {"accuracy_std": hits[name].mean(1).std(correction=0).item()}
+        record |= {"ece": calibration_error(out.softmax(2).mean(0), y), "leaks": leaks}
+        record |= {"delta": gains.mean(), "delta_interval": bootstrap(gains, groups)}
+        records.append(record)
+    return sorted(records, key=lambda r: (ORDER.index(r["method"]), str(r["arch"]), r["n"] or 0))
+
+
+def label_of(record):
+    """majority, english, langalign fc residuals ..."""
+    parts = record["method"], record["arch"], record["residuals"] and "residuals", record["variant"]
+    return " ".join(part for part in parts if part)
+
+
+def show(records):
+    """Print the table of one language."""
+    wide = max(len(label_of(r)) for r in records)
+    top = {r["method"]: r["delta"] for r in records}  # of the largest n
+    top = top.get("native") or top.get("translated")
+    r = records[0]
+    say(
+        f"\n{r['lang']}, {r['items']} {r['split']} rows: accuracy +- over seeds, macro F1, calibration error (ECE),\n"
+        "points over english with their 95% interval, share of native's (else translated's) gain"
+    )
+    say(f"  {'':{wide}} {'n':>6} seeds  accuracy   +-     F1    ECE  over english           share")
     for r in records:
-        if top and r["method"] in METHODS[2:]:               # share of the gap, where there is one
-            r |= {"recovered": r["delta"] / top["delta"], "ceiling": top["method"]}
-    return sorted(records, key=lambda r: (METHODS.index(r["method"]), (None, *ARCHES).index(r["arch"]),
-                                          r["label"], r["n"] or 0))
+        line = f"  {label_of(r):{wide}} {r['n'] or '-':>6} {r['seeds']:5} {r['accuracy']:9.2%} {100 * r['accuracy_std']:4.2f} {100 * r['macro_f1']:6.2f} {100 * r['ece']:6.2f}"
+        if r["method"] != "english":
+            low, high = r["delta_interval"]
+            line += f"  {100 * r['delta']:+6.2f} [{100 * low:+.2f}, {100 * high:+.2f}]"
+        if top and r["method"] not in ("majority", "english"):
+            line = f"{line:{wide + 72}}{r['delta'] / top:6.0%}"
+        say(line)
 
-def line_of(r, wide):
-    """A record as a line of the table, its label `wide` letters."""
-    line = f"  {r['label']:{wide}s}{r['n'] or '-':>7}{r['seeds']:6d}{r['accuracy']:10.2%}" \
-           f"{100 * r['accuracy_std']:6.2f}{r['macro_f1']:10.2%}"
-    if r["head"] != "head-english" and "delta" in r:
-        line += "  {:+6.2f} [{:+.2f}, {:+.2f}]".format(*(100 * r[key] for key in DELTA))
-    line = line.ljust(wide + 67) + (f"{r['recovered']:5.0%}" if "recovered" in r else "")
-    line = line.ljust(wide + 72) + (f"{r['r2']:6.3f}{r['p1']:7.1%}" if r["arch"] else "")
-    line = line.ljust(wide + 85) + (f"{r['sentences']:12}{r['characters']:12}" if r["sentences"] else "")
-    return line.ljust(wide + 112) + " / ".join(f"{seconds:.0f}" for seconds in r["seconds"].values())
 
-def show(lang, records):
-    """Print the table of one language, and how far alignment foretells accuracy."""
-    wide = max(len(r["label"]) for r in records) + 1
-    items, split, top = records[0]["items"], records[0]["split"], records[-1].get("ceiling", "native")
-    print(f"\n{lang}, {items} {split} rows: +- over seeds, difference to english in points, 95% interval,\n"
-          f"share of {top}'s difference, R^2 and P@1 of A on held-out pairs, text translated, seconds to\n"
-          "encode, align, train\n" + "  method".ljust(wide + 2) + "      n seeds  accuracy    +-  macro F1"
-          "  difference                share   R^2    P@1   sentences  characters  seconds")
-    print(*(line_of(r, wide) for r in records), sep="\n")
-    mapped = [r for r in records if r["method"] == "langalign"]
-    if len(mapped) > 2:
-        r2, p1 = (rank_correlation([r[key] for r in mapped], [r["accuracy"] for r in mapped])
-                  for key in ("r2", "p1"))
-        print(f"  rank correlation with accuracy, {len(mapped)} langalign rows: R^2 {r2:+.2f}, P@1 {p1:+.2f}")
+def find_head(
+    out, encoder, lang, method="langalign", arch="fc", n=None, residuals=False, variant="", seed=0
+):
+    """The head of step 3 that these flags name; UserError that lists those that are there."""
+    make = (
+        f"python step3_head.py --out {out} --lang {lang} --method {method}"
+        + " --residuals" * residuals
+    )
+    want = dict(
+        lang="en" if method == "english" else lang, method=method, variant=variant, seed=seed
+    )
+    if method in ("langalign", "rev"):
+        want |= dict(arch=arch, residuals=residuals)
+    return find(out, "head", encoder.digest, make, n, **want)
 
-def predict(path, name, head, cache):
-    """Label a file or standard input (-): a line `label <tab> probability` for each line, in order."""
-    source = open(0 if path == "-" else path, encoding="utf-8-sig", errors="surrogateescape", newline="\n",
-                  closefd=path != "-")
-    print(f"labelling with {name}", file=sys.stderr)
-    done, wide = 0, 1 + head["pair"]                         # surrogates: what is not UTF-8
-    while texts := [tuple(line.rstrip("\r\n").split("\t")) for line in itertools.islice(source, CHUNK)]:
-        for done, text in enumerate(texts, done + 1):
-            if len(text) != wide or re.search("[\udc80-\udcff]", "".join(text)):
-                raise UserError(f"{path}:{done}: not UTF-8, or not {wide} tab-separated columns")
-        out = logits_of(head, encode(cache.encoder, texts, cache.device))           # (S, N, C)
-        for value, label in zip(*(column.tolist() for column in out.softmax(2).mean(0).max(1))):
-            print(f"{head['labels'][label]}\t{value:.4f}")
-        sys.stdout.flush()
 
-def main(argv=None):
+def classify(out, texts, lang, device="cpu", dtype=None, head=None, **flags):
+    """(labels, probabilities (N, C)) of texts, or pairs, by a run folder's head; flags: those of
+    `find_head`, or head, a file. The probabilities are the mean over the head's seeds."""
+    encoder, _ = load_encoder(out, device, dtype)
+    if head is None:
+        head = find_head(out, encoder, lang, **flags)
+    out = logits_of(head, encoder, lambda texts: encode(encoder, texts), texts)
+    probabilities = out.softmax(2).mean(0)
+    return [head["labels"][i] for i in probabilities.argmax(1)], probabilities
+
+
+def predict(file, head, encoder, args):
+    """Label a file or standard input (-), in order: `label <tab> probability` a line; --all: a column a
+    label and a header; --text: the text last."""
+    source = sys.stdin.buffer if file == "-" else open(file, "rb")
+    embed = lambda texts: encode(encoder, texts, args.batch_tokens)
+    columns = head["labels"] if args.all else ["probability"]
+    if args.all:
+        print("label", *columns, *["text"] * args.text, sep="\t")
+    done = 0
+    try:
+        while lines := list(itertools.islice(source, CHUNK)):
+            texts = []
+            for number, line in enumerate(lines, done + 1):
+                try:
+                    line = unicodedata.normalize(
+                        "NFC", line.decode("utf-8-sig" if number == 1 else "utf-8")
+                    )
+                except UnicodeDecodeError:
+                    raise UserError(f"{file}:{number}: not UTF-8; save it as UTF-8")
+                text = tuple(line.rstrip("\r\n").split("\t"))
+                if len(text) != 1 + head["pair"] or not all(part.strip() for part in text):
+                    raise UserError(
+                        f"{file}:{number}: give {1 + head['pair']} tab-separated, filled columns, no labels"
+                    )
+                texts.append(text)
+            try:
+                probabilities = logits_of(head, encoder, embed, texts).softmax(2).mean(0)  # (N, C)
+            except UserError as err:
+                raise UserError(f"{file}, after line {done}: {err}")
+            for text, row in zip(texts, probabilities):
+                shown = row if args.all else row.max().unsqueeze(0)
+                line = [head["labels"][row.argmax()], *(f"{p:.4f}" for p in shown.tolist())]
+                print(*line, *text * args.text, sep="\t")
+            sys.stdout.flush()
+            done += len(lines)
+    except KeyboardInterrupt:
+        raise UserError(f"stopped after {done} lines")
+
+
+def main():
     p = make_parser(__doc__)
-    p.add_argument("--lang", help="target language; without it every language that has a head")
-    p.add_argument("--split", choices=("test", "dev"), default="test", help="rows to judge on, else test")
-    p.add_argument("--predict", metavar="FILE", help="label FILE's lines (-: stdin): newest head or --head")
-    p.add_argument("--head", metavar="FILE.pt", help="with --predict: use this head; --out has embed.pt")
-    p.add_argument("--allow-leak", action="store_true", help="go on though test rows are training rows, too")
-    p.add_argument("--plot", metavar="FILE.svg", help="draw pairs and accuracies of --lang as SVG")
-    args = p.parse_args(argv)
+    add_choice(p)
+    p.add_argument(
+        "--split",
+        choices=("test", "dev"),
+        default="test",
+        help="rows to measure on (default: test)",
+    )
+    p.add_argument("--data", help="root of the data, if it moved since step 1")
+    p.add_argument(
+        "--predict",
+        metavar="FILE",
+        help="label FILE's lines (-: standard input) with the head that the flags above name",
+    )
+    p.add_argument("--head", metavar="FILE.pt", help="with --predict: take this head")
+    p.add_argument(
+        "--all",
+        action="store_true",
+        help="with --predict: a column for each label, and a header line",
+    )
+    p.add_argument(
+        "--text", action="store_true", help="with --predict: repeat the text as the last column"
+    )
+    args = p.parse_args()
 
-    cache, info, machine = open_run(args)
-    heads, langs = load_heads(args.out, args.lang, cache.encoder, info, args.predict and args.head)
+    device, dtype, machine = pick_device(args)
+    encoder, info = load_encoder(args.out, device, dtype, args.data)
     if args.predict:
-        if len(langs) > 1:
-            raise UserError(f"--predict needs --lang; {args.out} has heads for: {' '.join(langs)}")
-        return predict(args.predict, *max(heads, key=lambda item: item[1]["lang"] in langs), cache)
+        if args.head:
+            head = load(args.head, "head", encoder.digest, "python step3_head.py") | {"path": args.head}
+        else:
+            flags = {
+                name: getattr(args, name)
+                for name in ("method", "arch", "n", "residuals", "variant", "seed")
+            }
+            head = find_head(args.out, encoder, args.lang, **flags)
+        print(f"labelling with {head['path']}", file=sys.stderr)
+        sys.stdout.reconfigure(encoding="utf-8")
+        return predict(args.predict, head, encoder, args)
 
-    print(f"eval | {machine} | {len(heads)} heads | languages {' '.join(langs)}", flush=True)
+    heads = load_heads(args.out, encoder, args.lang)
+    langs = [args.lang] if args.lang else sorted({head["lang"] for head in heads} - {"en"})
+    say(f"eval | {machine} | {len(heads)} heads | languages {' '.join(langs)}")
+    embed = lambda texts: Cache(encoder, args.out, args.batch_tokens)(texts, f"encode {args.split}")
     results = []
     for lang in langs:
-        records = evaluate(lang, [h for h in heads if h[1]["lang"] in (lang, "en")], cache, info, args)
-        show(lang, records)
+        mine = [head for head in heads if head["lang"] in (lang, "en")]
+        records = evaluate(lang, mine, encoder, embed, info, args.split)
+        show(records)
         results += records
-    path = Path(args.out, "results.json" if args.split == "test" else "results-dev.json")
+    path = Path(args.out, "results.json" if args.split == "test" else f"results-{args.split}.json")
     write_whole(path, (json.dumps(results, indent=1) + "\n").encode())
-    if args.plot:
-        from data import plot                                # only here: else common.py is enough
-        plot.draw(args.plot, args.lang, results, heads, cache, info)
-    print(f"\n-> {path} {args.plot or ''}")
+    say(f"\n-> {path}")
+
 
 if __name__ == "__main__":
     run(main)

@@ -1,17 +1,19 @@
-"""Step 1 of LangAlign (arXiv 2503.18603), tuning for embedding: fine-tune the LM on the English task data.
+"""Step 1 of LangAlign (arXiv 2503.18603), tuning for embedding: fine-tune the LM on English task data.
 
-    python step1_embed.py                                        # the toy world of data/toy.py, sentiment
+    python step1_embed.py                                        # the toy world of data/toy.py
     python step1_embed.py --model xlm-roberta-base --data data/real --task nli --out runs/nli
-    python step1_embed.py --epochs 0                             # skip the tuning: keep the pretrained LM
+    python step1_embed.py --epochs 0                             # skip the tuning: the LM as it is
 
 Reads   <data>/<task>/en/{train,dev}.tsv (formats: data/README.md) and a Hugging Face encoder.
-Writes  <out>/embed.pt: LM, tokenizer, labels, place of the data: later steps need no hub and no such flags.
-Expect  on the toy world 92 to 94% of dev right (majority 50%) in 30 to 50 s on two cores of a Xeon or EPYC.
+Writes  <out>/encoder/, a plain Hugging Face folder, and <out>/embed.pt: labels, task, place of the data.
+Expect  TODO
 """
+
 import copy
+import shutil
 import time
+from collections import Counter
 from pathlib import Path
-from unittest import mock
 
 import torch
 import torch.nn as nn
@@ -19,140 +21,207 @@ import torch.nn.functional as F
 from tqdm import tqdm
 from transformers import get_linear_schedule_with_warmup
 
-from common import (RANK, WORLD, UserError, amount, encode, load_pretrained, load_task, load_train_dev,
-                    make_parser, number, pad, pick_device, positive, run, save_encoder)
+from common import (
+    RANK,
+    WORLD,
+    UserError,
+    barrier,
+    encode,
+    encoder_digest,
+    load_pretrained,
+    load_train_dev,
+    make_parser,
+    number,
+    pad,
+    parallel,
+    pick_device,
+    positive,
+    random_batches,
+    run,
+    save,
+    say,
+    warn,
+)
 
-POOL_OF_BATCHES = 50   # batches whose rows are sorted by length together: little padding, still random order
-DROPOUT = 0.1          # between embedding and labels
+DROPOUT = 0.1  # between embedding and labels; ours
+WARM_UP = 0.06  # share of the steps in which the learning rate rises; then it falls to 0; ours
 
-def use_rows(encoder, rows):
-    """Cut the LM's word embeddings to the rows that tokenised `rows` use: a few thousand of XLM-R's 250,000.
-    Exact: without decay AdamW leaves a row without gradient as it is. Returns what restores the table."""
-    table = encoder.lm.get_input_embeddings()                # stays: its class may do more than look up
-    full, padding = table.weight.detach(), table.padding_idx
-    used = sorted(set().union(*(row["input_ids"] for row in rows)))                # the padding's is masked
-    slot = torch.zeros(len(full), dtype=torch.int64)         # (V,): id -> row of the cut table
-    slot[used] = torch.arange(len(used))
-    table.weight, table.padding_idx = nn.Parameter(full[used]), None
-    table.register_buffer("slot", slot, persistent=False)
-    hook = table.register_forward_pre_hook(lambda module, inputs: module.slot[inputs[0]])
 
-    def restore():
-        full[used] = table.weight.detach().cpu()
-        table.weight, table.padding_idx = nn.Parameter(full), padding
-        hook.remove()
-    return restore
+def check_texts(encoder, rows, name):
+    """UserError unless the tokenizer knows most of the tokenised texts and the LM takes the longest
+    and the shortest of them in one batch: what would fail in the middle of training fails here."""
+    tokenizer, kind = encoder.tokenizer, type(encoder.lm).__name__
+    special = set(tokenizer.all_special_ids)
+    unknown = [sum(i == tokenizer.unk_token_id for i in row["input_ids"]) for row in rows]
+    content = [sum(i not in special for i in row["input_ids"]) for row in rows]
+    if sum(content) < len(rows) or sum(unknown) > sum(content):
+        raise UserError(
+            f"--model {name}: its tokenizer ({type(tokenizer).__name__}, at most {encoder.max_len} tokens) "
+            f"knows {sum(content)} of {sum(content) + sum(unknown)} tokens of the training text; are "
+            "tokenizer.json and tokenizer_config.json, or the vocabulary's files, missing beside the weights?"
+        )
+    rows = sorted(rows, key=lambda row: len(row["input_ids"]))
+    try:
+        with torch.no_grad():
+            ok = encoder(pad([rows[0], rows[-1]], tokenizer, encoder.device)).isfinite().all()
+        why = "" if ok else "its embeddings are not finite"
+    except (IndexError, RuntimeError, ValueError, TypeError) as err:
+        why = f"{str(err).splitlines()[0][:100]} (a token, type or position that the LM has no row for?)"
+    if why:
+        raise UserError(
+            f"--model {name}: {kind} fails on {len(rows[-1]['input_ids'])} tokens: {why}"
+        )
 
-def byte_dropout(x, p=0.5, training=True, inplace=False):
-    """F.dropout with a random byte a unit, so p to 1/256: on a CPU torch's own takes a fifth of step 1."""
-    bits = torch.empty(x.numel() // 8 + 1, dtype=torch.int64).random_(-2 ** 63, None)       # 8 bytes each
-    kept = bits.view(torch.uint8)[:x.numel()].view(x.shape) >= round(256 * p)
-    return x * (kept / (1 - round(256 * p) / 256)).to(x.dtype) if training else x
 
-def train_epoch(model, rows, tokenizer, optimizer, schedule, scaler, generator, args, epoch):
-    """One pass of cross-entropy in random batches of similar length; returns the mean loss, UserError if not
-    finite. Under torchrun a rank takes its share of a batch, DistributedDataParallel averages gradients."""
-    model.train()
-    total = torch.zeros((), device=args.device)
-    order = torch.randperm(len(rows), generator=generator).split(args.batch * POOL_OF_BATCHES)
-    pools = [sorted(pool.tolist(), key=lambda i: len(rows[i]["input_ids"])) for pool in order]
-    cut = [pool[i:i + args.batch] for pool in pools for i in range(0, len(pool), args.batch)]
-    cut = [cut[i] for i in torch.randperm(len(cut), generator=generator).tolist()]
-    bar = tqdm(cut, desc=f"epoch {epoch}/{args.epochs}", unit="step", delay=2, leave=False)
-    for step, index in enumerate(bar, 1):
-        mine = index[RANK::WORLD] or index[:1]               # a last batch may have fewer rows than ranks
-        batch = pad([rows[i] for i in mine], tokenizer, args.device)
-        labels = batch.pop("labels")                         # (B,)
-        loss = F.cross_entropy(model(batch), labels)         # of logits (B, C)
-        loss = loss * (len(index[RANK::WORLD]) * WORLD / len(index))     # the ranks' mean is the batch's
-        optimizer.zero_grad(set_to_none=True)
-        scaler.scale(loss).backward()
-        scaler.unscale_(optimizer)
-        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        scaler.step(optimizer)
-        scaler.update()
-        schedule.step()
-        total += loss.detach()
-        if step % 20 == 0 or step == len(cut):               # the loop's only host sync
-            mean = total.item() / step
-            if not mean < float("inf"):
-                raise UserError(f"loss is {mean} by step {step}: lower --lr {args.lr:g}, or try --amp off")
-            bar.set_postfix(loss=f"{mean:.3f}", refresh=False)
-    return mean
+def tune(encoder, texts, y, dev_texts, dev_y, epochs=3, lr=5e-5, batch=32, seed=0):
+    """Fine-tune e(.) through a linear layer to the labels, cross-entropy on English (paper, Step 1).
 
-def tune(model, train, dev, args):
-    """Fine-tune Sequential(e(.), dropout, linear to labels), a batch of `pad` -> logits (B, C), on tokenised
-    rows, and leave the epoch of best accuracy on dev texts in it; returns one record an epoch."""
-    encoder, (dev_texts, dev_y) = model[0], dev
-    rows = [{**row, "labels": label} for row, label in zip(train[0], train[1].tolist())]
-    restore = use_rows(encoder, rows + encoder.tokenize(dev_texts))
-    model.to(args.device)
-    encoder.amp, cpu = args.dtype, args.device.type == "cpu"
-    if cpu:                                                  # SDPA's own dropout is slow there
-        encoder.lm.set_attn_implementation("eager")
-    trained = model if WORLD == 1 else nn.parallel.DistributedDataParallel(model)
-    torch.manual_seed(args.seed + RANK)                      # of dropout
-    optimizer = torch.optim.AdamW(model.parameters(), lr=args.lr, weight_decay=0.0, fused=True)
-    steps = args.epochs * -(-len(rows) // args.batch)
-    schedule = get_linear_schedule_with_warmup(optimizer, int(0.06 * steps), steps)       # then down to 0
-    scaler = torch.amp.GradScaler(args.device.type, enabled=args.dtype == torch.float16)
-    parts = optimizer, schedule, scaler, torch.Generator().manual_seed(args.seed)
-    history = []
-    for epoch in range(1, args.epochs + 1):
-        start = time.perf_counter()
-        with mock.patch.object(F, "dropout", byte_dropout if cpu else F.dropout):     # the LM's own, too
-            loss = train_epoch(trained, rows, encoder.tokenizer, *parts, args, epoch)
-        dev_x = encode(encoder, dev_texts, args.device, progress="dev")            # (M, D)
-        guess = model[-1](dev_x.to(args.device)).argmax(1).cpu()
-        accuracy, seconds = (guess == dev_y).double().mean().item(), time.perf_counter() - start
-        print(f"epoch {epoch}: loss {loss:.3f}, dev accuracy {accuracy:.2%}, {seconds:.0f} s", flush=True)
-        if accuracy > max((record["dev"] for record in history), default=-1):
-            kept = copy.deepcopy(model.state_dict())
-        history.append({"epoch": epoch, "loss": loss, "dev": accuracy, "seconds": seconds})
-    model.load_state_dict(kept)
-    model.cpu()
-    restore()
+    y (N,) int64. Leaves the epoch of best dev accuracy in the encoder; returns one record an epoch.
+    Raises UserError if the loss is not finite."""
+    torch.manual_seed(seed)
+    classes = int(y.max()) + 1
+    model = nn.Sequential(encoder, nn.Dropout(DROPOUT), nn.Linear(encoder.dim, classes))
+    model.to(encoder.device).requires_grad_(True)
+    # Most rows of a multilingual table never occur in English: frozen, it stays as the other languages
+    # know it, and the optimizer keeps no state for it.
+    encoder.lm.get_input_embeddings().requires_grad_(False)
+    trained = parallel(model)
+    weights = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(weights, lr=lr, weight_decay=0.0, fused=True)
+    steps = epochs * -(-len(y) // batch)
+    schedule = get_linear_schedule_with_warmup(optimizer, int(WARM_UP * steps), steps)
+    scaler = torch.amp.GradScaler(encoder.device.type, enabled=encoder.autocast == torch.float16)
+    generator = torch.Generator().manual_seed(seed)
+    rows = encoder.tokenize(texts)
+    lengths = [len(row["input_ids"]) for row in rows]
+
+    history, best = [], -1.0
+    for epoch in range(1, epochs + 1):
+        model.train()
+        start, total = time.perf_counter(), 0.0
+        cut = random_batches(lengths, batch, generator)
+        for index in tqdm(
+            cut, desc=f"epoch {epoch}/{epochs}", delay=2, leave=False, disable=RANK > 0
+        ):
+            mine = index[RANK::WORLD] or index[:1]  # a last batch may have fewer rows than ranks
+            inputs = pad([rows[i] for i in mine], encoder.tokenizer, encoder.device)
+            loss = F.cross_entropy(trained(inputs), y[mine].to(encoder.device))  # logits (B, C)
+            optimizer.zero_grad()
+            scaler.scale(loss).backward()
+            scaler.unscale_(optimizer)
+            nn.utils.clip_grad_norm_(weights, 1.0)
+            scaler.step(optimizer)
+            scaler.update()
+            schedule.step()
+            total += loss.detach()
+        loss = float(total) / len(cut)
+        if not loss < float("inf"):
+            raise UserError(f"loss is {loss} in epoch {epoch}: lower --lr {lr:g}, or try --amp off")
+        guess = model[-1](encode(encoder, dev_texts).to(encoder.device)).argmax(1).cpu()  # (M,)
+        accuracy = (guess == dev_y).double().mean().item()
+        history.append({"loss": loss, "dev": accuracy, "seconds": time.perf_counter() - start})
+        if accuracy > best:
+            best, kept = accuracy, copy.deepcopy(encoder.state_dict())
+    if history:
+        encoder.load_state_dict(kept)
     return history
 
-def main(argv=None):
-    p = make_parser(__doc__)
-    p.add_argument("--model", default="data/toy/encoder",
-                   help="hub name or folder of an encoder (default: %(default)s; paper: xlm-roberta-base)")
-    p.add_argument("--data", default="data/toy", help="root of <task>/<lang>/*.tsv (default: %(default)s)")
-    p.add_argument("--task", default="sentiment", help="folder below --data (default: %(default)s)")
-    p.add_argument("--pool", choices=("mean", "cls"), default="mean",
-                   help="embedding of a text: mean over tokens (default) or first token (paper: unknown)")
-    p.add_argument("--max-len", type=positive, default=256, help="most tokens of a text (ours: 256)")
-    p.add_argument("--train-on", choices=("english", "native", "translated"), default="english",
-                   help="rows to tune on; native, translated: baselines, with --lang, in their own --out")
-    p.add_argument("--lang", help="target language of --train-on native or translated, e.g. ko")
-    p.add_argument("--n", type=positive, help="rows for --train-on translated, else 20000, or all if fewer")
-    p.add_argument("--epochs", type=number(0), default=3, help="passes (ours: 3); 0: the LM as it is")
-    p.add_argument("--lr", type=amount, default=5e-5, help="peak learning rate (ours: 5e-5; small LM: 1e-4)")
-    p.add_argument("--batch", type=positive, default=32, help="texts a step (ours: 32); memory grows with it")
-    args = p.parse_args(argv)
-    if (args.train_on == "english") == bool(args.lang) or args.n and args.train_on != "translated":
-        raise UserError("--lang goes with --train-on native or translated, they need it; --n with the last")
 
-    args.device, args.dtype, machine = pick_device(args)
-    english, _, labels = load_task(args.data, args.task, "en", "train")
-    train, dev = load_train_dev(args.data, args.task, args.lang or "en", labels, len(english[0]) == 2,
-                                args.train_on == "translated", args.n)
-    torch.manual_seed(args.seed)
+def main():
+    p = make_parser(__doc__)
+    p.add_argument(
+        "--model",
+        default="data/toy/encoder",
+        help="hub name or folder of an encoder (default: %(default)s; paper: xlm-roberta-base)",
+    )
+    p.add_argument(
+        "--data", default="data/toy", help="root of <task>/<lang>/*.tsv (default: %(default)s)"
+    )
+    p.add_argument("--task", default="sentiment", help="folder below --data (default: %(default)s)")
+    p.add_argument(
+        "--pool",
+        choices=("mean", "cls"),
+        default="mean",
+        help="embedding of a text: mean over tokens (default) or first token (paper: unknown)",
+    )
+    p.add_argument(
+        "--max-len",
+        type=positive,
+        default=256,
+        help="tokens of a text, longer ones are cut (ours: 256)",
+    )
+    p.add_argument(
+        "--epochs", type=number(int, 0), default=3, help="passes (ours: 3); 0: the LM as it is"
+    )
+    p.add_argument(
+        "--lr",
+        type=number(float, 0),
+        default=5e-5,
+        help="peak learning rate (ours: 5e-5; small LM: 1e-4)",
+    )
+    p.add_argument(
+        "--batch", type=positive, default=32, help="texts a step (ours: 32); memory grows with it"
+    )
+    args = p.parse_args()
+
+    device, dtype, machine = pick_device(args)
+    texts, y, dev_texts, dev_y, labels = load_train_dev(args.data, args.task, "en")
     encoder = load_pretrained(args.model, args.pool, args.max_len)
-    model = nn.Sequential(encoder, nn.Dropout(DROPOUT), nn.Linear(encoder.dim, len(labels)))
-    rows = encoder.tokenize(train[0])
-    print(f"step 1 | {machine} | {args.model}: {sum(p.numel() for p in encoder.parameters()) / 1e6:.1f}M "
-          f"parameters, {encoder.pool} over at most {encoder.max_len} tokens | {args.task}: {len(rows)} "
-          f"{args.train_on} rows, {len(dev[0])} dev, labels {' '.join(labels)} | "
-          f"{args.epochs} epochs of {-(-len(rows) // args.batch)} steps", flush=True)
+    rows = encoder.tokenize(texts)
+    check_texts(encoder, rows, args.model)
+    encoder.to(device).autocast = dtype
+    Path(args.out).mkdir(parents=True, exist_ok=True)
+
+    counts = Counter(labels[i] for i in y.tolist())
+    cut = sum(len(row["input_ids"]) >= encoder.max_len for row in rows)
+    say(
+        f"step 1 | {machine} | {args.model}: {sum(p.numel() for p in encoder.parameters()) / 1e6:.1f}M parameters, {args.pool} over at most {encoder.max_len} tokens | {args.task}: {len(y)} English rows, {len(dev_y)} dev, labels {', '.join(f'{label!r} {counts[label]}' for label in labels)} | {args.epochs} epochs of {-(-len(y) // args.batch)} steps"
+    )
+    if cut:
+        say(
+            f"{cut} of {len(rows)} texts are longer than {encoder.max_len} tokens: only their beginning is read"
+        )
     start = time.perf_counter()
-    history = tune(model, (rows, train[1]), dev, args) if args.epochs else []
-    seconds, path = time.perf_counter() - start, Path(args.out, "embed.pt")
-    save_encoder(path, encoder, args, data=args.data, task=args.task, labels=labels, history=history,
-                 pair=len(english[0]) == 2, seconds=seconds)
-    told = f"best dev accuracy {max(r['dev'] for r in history):.2%}" if history else "the LM as it is"
-    print(f"{told}, majority class {dev[1].bincount().max() / len(dev[1]):.2%} -> {path} in {seconds:.0f} s")
+    history = tune(encoder, texts, y, dev_texts, dev_y, args.epochs, args.lr, args.batch, args.seed)
+    for epoch, record in enumerate(history, 1):
+        say(
+            "epoch {}: loss {loss:.3f}, English dev accuracy {dev:.2%}, {seconds:.0f} s".format(
+                epoch, **record
+            )
+        )
+
+    info = dict(
+        task=args.task,
+        data=args.data,
+        labels=labels,
+        pool=args.pool,
+        max_len=encoder.max_len,
+        pair=len(texts[0]) == 2,
+        seed=args.seed,
+        history=history,
+        model=args.model,
+    )
+    folder, fresh = Path(args.out, "encoder"), Path(args.out, ".encoder.tmp")
+    if RANK == 0:
+        shutil.rmtree(fresh, ignore_errors=True)
+        encoder.tokenizer.model_max_length = encoder.max_len
+        encoder.lm.save_pretrained(fresh)
+        encoder.tokenizer.save_pretrained(fresh)
+        shutil.rmtree(folder, ignore_errors=True)
+        fresh.rename(folder)
+    barrier()
+    save(Path(args.out, "embed.pt"), "embed", lm=encoder_digest(folder, info), **info)
+    best, majority = (
+        max((r["dev"] for r in history), default=None),
+        (dev_y.bincount().max() / len(dev_y)).item(),
+    )
+    told = f"best dev accuracy {best:.2%}" if history else "the LM as it is"
+    say(f"{told}, majority class {majority:.2%} -> {folder} in {time.perf_counter() - start:.0f} s")
+    if history and best <= majority:
+        warn(
+            f"the LM learned nothing: dev accuracy {best:.2%}, majority class {majority:.2%}; try --lr, or more rows"
+        )
+
 
 if __name__ == "__main__":
     run(main)
