@@ -3,10 +3,10 @@
     python step3_head.py --lang ko                       # LangAlign: head on A(e(d_en))
     python step3_head.py --lang ko --residuals           # ours: head on A(e(d_en)) + r
     python step3_head.py --lang ko --method rev          # Rev-LangAlign: A at inference, of --reverse
-    python step3_head.py --lang ko --method translated   # a baseline
+    python step3_head.py --lang ko --method translated   # a baseline; --help lists the others
 
 Reads   <out>/ of step 1, for langalign and rev an aligner of step 2, and <data>/<task>/.
-Writes  <out>/head-<lang>-....pt: what inference needs besides encoder/ and embed.pt, and head-english.pt.
+Writes  <out>/head-<lang>-....pt: what inference needs besides encoder/ and embed.pt; head-english.pt.
 Expect  TODO
 """
 
@@ -14,105 +14,71 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from tqdm import tqdm
 
-from common import (
-    METHODS,
-    ORDER_SEED,
-    RANK,
-    Cache,
-    UserError,
-    add_choice,
-    build_aligner,
-    find,
-    head_name,
-    load_encoder,
-    load_task,
-    load_train_dev,
-    load_translated,
-    logits,
-    make_parser,
-    number,
-    pick_device,
-    positive,
-    read_lines,
-    run,
-    save,
-    say,
-    warn,
-)
+from common import METHODS, Cache, UserError, add_choice, bar, build_aligner, file_name, find, load
+from common import load_encoder, load_english, load_task, load_translated, logits, make_parser
+from common import number, pick_device, read_lines, run, save, say, warn
 
-EPOCHS, STEPS = 10, 2_000  # both at least, so that few rows get enough steps; ours
-BATCH = 64  # rows a step; ours
-SEEDS, L2 = 5, 0.05  # heads, weight decay; ours
+EPOCHS, STEPS, BATCH = 10, 2_000, 64  # epochs and steps: both at least, for few rows; ours
+SEEDS, L2 = 5, 0.05  # heads, weight of |w|^2; ours
 
 
-def train_heads(x, y, classes, residuals=None, seeds=range(5), l2=0.05, lr=1e-3):
-    """S linear heads at once, one a seed, by cross-entropy + l2 |w|^2 on embeddings x (N, D), labels y (N,).
+def train_heads(x, y, classes, residuals=None, seeds=range(SEEDS), l2=L2, lr=1e-3):
+    """S linear heads at once, one a seed: cross-entropy + l2 |w|^2 on embeddings x (N, D), labels y (N,).
 
-    residuals (M, D): to a row of x a random one is added, drawn anew each epoch. Adam, linear decay.
+    residuals (M, D): to a row of x a random one of them is added, drawn anew in each epoch.
     Returns {"weight": (S, C, D), "bias": (S, 1, C), "mean": (D,), "scale": (D,)} for common.logits."""
-    device, seeds = x.device, list(seeds)
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-    spread = x.var(0) if residuals is None else x.var(0) + residuals.var(0)
-    heads = {"mean": x.mean(0), "scale": spread.sqrt().clamp_min(1e-6)}  # inputs are standardised
+    spread = x.var(0) if residuals is None else x.var(0) + residuals.var(0).to(x.device)
+    mean, scale = x.mean(0), spread.sqrt().clamp_min(1e-6)  # the inputs are standardised
+    x, y = (x - mean) / scale, y.to(x.device)
+    r = None if residuals is None else residuals.to(x.device) / scale  # (M, D)
     weight = torch.stack([0.02 * torch.randn(classes, x.shape[1], generator=g) for g in generators])
-    weight = weight.to(device).requires_grad_()  # (S, C, D)
-    bias = torch.zeros(len(seeds), 1, classes, device=device, requires_grad=True)
-    x, y = (x - heads["mean"]) / heads["scale"], y.to(device)
-    if residuals is not None:
-        residuals = residuals.to(device) / heads["scale"]
-
+    weight = weight.to(x.device).requires_grad_()  # (S, C, D)
+    bias = torch.zeros(len(weight), 1, classes, device=x.device, requires_grad=True)
     steps = -(-len(x) // BATCH)
     epochs = max(EPOCHS, -(-STEPS // steps))
     optimizer = torch.optim.Adam([weight, bias], lr=lr, fused=True)
     schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, epochs * steps)
-    for _ in tqdm(
-        range(epochs), desc="heads", unit="epoch", delay=2, leave=False, disable=RANK > 0
-    ):
-        order = torch.stack([torch.randperm(len(x), generator=g) for g in generators]).to(device)
-        if residuals is not None:  # (S, N), which residual a row gets in this epoch
-            drawn = [torch.randint(len(residuals), (len(x),), generator=g) for g in generators]
-            drawn = torch.stack(drawn).to(device)
+
+    for _ in bar(range(epochs), desc="heads", unit="epoch"):
+        order = torch.stack([torch.randperm(len(x), generator=g) for g in generators])  # (S, N)
+        if r is not None:
+            drawn = torch.stack([torch.randint(len(r), (len(x),), generator=g) for g in generators])
         for start in range(0, len(x), BATCH):
-            i = order[:, start : start + BATCH]  # (S, B)
+            i = order[:, start : start + BATCH].to(x.device)  # (S, B)
             inputs = x[i]  # (S, B, D)
-            if residuals is not None:
-                inputs = inputs + residuals[drawn[:, start : start + BATCH]]
+            if r is not None:
+                inputs = inputs + r[drawn[:, start : start + BATCH].to(x.device)]
             out = torch.baddbmm(bias, inputs, weight.mT)  # (S, B, C)
-            # mean over the batch, sum over the seeds: each head learns as if alone
-            loss = F.cross_entropy(out.mT, y[i]) * len(seeds) + l2 * weight.square().sum()
+            # mean over the batch, sum over the seeds: each head learns as if it were alone
+            loss = F.cross_entropy(out.mT, y[i]) * len(weight) + l2 * weight.square().sum()
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
             schedule.step()
-    if not torch.isfinite(loss):
+    if not loss.isfinite():
         raise UserError(f"the heads' loss is {loss.item()}; lower --l2 {l2:g}")
-    return {name: t.detach().cpu() for name, t in dict(heads, weight=weight, bias=bias).items()}
+    heads = {"weight": weight.detach(), "bias": bias.detach(), "mean": mean, "scale": scale}
+    return {name: tensor.cpu() for name, tensor in heads.items()}
 
 
 def training_rows(method, args, info, cache):
-    """(x (N, D), y (N,), n translations used or None) of a method, before A; a block a method."""
-    task = info["data"], info["task"]
-    english, y, *_ = load_train_dev(*task, "en", info["labels"], info["pair"])
-
+    """(x (N, D), y (N,), n translations used) of a method, before A; a block a method."""
     if method == "native":
-        texts, y, _ = load_task(*task, args.lang, "train", info["labels"], info["pair"])
+        texts, y = load_task(info, args.lang, "train")
         return cache(texts, f"encode {args.lang}"), y, None
 
+    english, y, *_ = load_english(info)
     if method in ("translated", "mixed"):
-        labels = info["labels"]
-        source, texts, y_translated = load_translated(
-            *task, args.lang, args.n, labels, info["pair"], args.subset_seed
-        )
+        source, texts, y_pairs = load_translated(info, args.lang, args.n, labelled=True)
         x = cache(texts, f"encode {args.lang}")
         if method == "translated":
-            return x, y_translated, len(texts)
+            return x, y_pairs, len(texts)
         translated = set(source)
         rest = [i for i, text in enumerate(english) if text not in translated]
-        if rest:
-            x = torch.cat([x, cache([english[i] for i in rest], "encode train")])
-        return x, torch.cat([y_translated, y[rest]]), len(texts)
+        rest_x = cache([english[i] for i in rest], "encode train")
+        return torch.cat([x, rest_x]), torch.cat([y_pairs, y[rest]]), len(texts)
 
     x = cache(english, "encode train")
     if method == "centred":
@@ -121,112 +87,75 @@ def training_rows(method, args, info, cache):
     return x, y, None
 
 
-def find_aligner(args, encoder):
-    """The file of step 2 that --lang, --arch, --n, --seed and --variant name."""
-    reverse = args.method == "rev"
-    make = f"python step2_align.py --out {args.out} --lang {args.lang} --arch {args.arch}"
-    make += " --reverse" * reverse
-    want = dict(
-        lang=args.lang, arch=args.arch, reverse=reverse, seed=args.seed, variant=args.variant
-    )
-    return find(args.out, "align", encoder.digest, make, args.n, **want)
-
-
 def make_head(method, args, encoder, info, heads=None):
-    """Train the heads of one method, or take `heads`, report them and write their file; returns them."""
+    """Train the heads of one method, or take `heads`; report them, write their file, return them."""
     cache = Cache(encoder, args.out, args.batch_tokens)
-    *_, dev_texts, dev_y, _ = load_train_dev(
-        info["data"], info["task"], "en", info["labels"], info["pair"]
-    )
-    dev_x = cache(dev_texts, "encode dev")
     x, y, n = training_rows(method, args, info, cache)
-    head = dict(
-        method=method, lang=args.lang, n=n, arch=None, residuals=False, aligner=None, state=None
-    )
-    head |= dict(seed=args.seed, labels=info["labels"], pair=info["pair"], lm=encoder.digest)
-    variant, residuals = [], None
+    _, _, dev_texts, dev_y = load_english(info)
+    dev_x, residuals = cache(dev_texts, "encode dev"), None
+    told = {
+        "lang": args.lang if method != "english" else "",
+        "method": method,
+        "n": n,
+        "arch": None,
+    }
 
+    if method in ("langalign", "rev"):
+        make = f"python step2_align.py --out {args.out} --lang {args.lang} --arch {args.arch}"
+        make += " --reverse" if method == "rev" else ""
+        name = {"lang": args.lang, "method": method, "arch": args.arch, "seed": args.seed}
+        path = find(args.out, make, "align", args.n or "any", **name)
+        art = load(path, "align", make, encoder.digest)
+        told |= {"arch": art["arch"], "n": art["n"]}
     if method == "langalign":
-        art = find_aligner(args, encoder)
         aligner = build_aligner(art, encoder.lm)
-        if args.residuals:
-            pairs, translations, _ = load_translated(
-                info["data"],
-                info["task"],
-                args.lang,
-                art["n"],
-                None,
-                info["pair"],
-                art["subset_seed"],
-            )
-            residuals = cache(translations) - aligner.map(
-                cache(pairs)
-            )  # r = e(T(d)) - A(e(d)): (n, D)
-        x, dev_x = aligner.map(x), aligner.map(dev_x)  # A(e(d_en)): (N, D)
-        head |= dict(n=art["n"], arch=art["arch"], residuals=args.residuals)
-        variant = [art["variant"]]
-    if method == "rev":  # the head is the plain English one; A goes along, for inference
-        art = find_aligner(args, encoder)
-        head |= {name: art[name] for name in ("n", "arch", "aligner", "state")}
-        variant = [art["variant"]]
-    if method == "english":
-        head["lang"] = "en"
+        if args.residuals:  # r = e(T(d)) - A(e(d)) of every pair, (n, D)
+            source, target, _ = load_translated(info, args.lang, art["n"])
+            residuals = cache(target) - aligner.map(cache(source))
+        x, dev_x = aligner.map(x), aligner.map(dev_x)  # A(e(d_en))
 
-    device = encoder.device
-    seeds = [1000 * args.seed + s for s in range(args.seeds)]
     if heads is None:
-        heads = train_heads(x.to(device), y, len(info["labels"]), residuals, seeds, args.l2)
-    head["heads"] = heads
+        seeds = [1000 * args.seed + s for s in range(args.seeds)]
+        x, classes = x.to(encoder.device), len(info["labels"])
+        heads = train_heads(x, y, classes, residuals, seeds, args.l2)
     dev = (logits(heads, dev_x).argmax(2) == dev_y).double().mean(1)  # (S,)
     majority = (dev_y.bincount().max() / len(dev_y)).item()
-    variant += [f"l2{args.l2}"] * (args.l2 != L2) + [f"seeds{args.seeds}"] * (args.seeds != SEEDS)
-    head |= dict(variant="-".join(filter(None, variant)), dev=dev.tolist())
-    path = Path(args.out, head_name(head))
-    say(
-        f"{path.stem}: {METHODS[method]}{' + residuals' * head['residuals']}, {len(x)} rows; English dev "
-        f"accuracy {dev.mean():.2%} +- {dev.std(correction=0):.2%}, majority class {majority:.2%} -> {path}"
-    )
+
+    told |= {"residuals": residuals is not None, "l2": 0 if args.l2 == L2 else args.l2}
+    told |= {"seeds": 0 if args.seeds == SEEDS else args.seeds, "seed": args.seed}
+    path = Path(args.out, file_name("head", **told))
+    what = METHODS[method] + (" + residuals" if told["residuals"] else "")
+    accuracy = f"{dev.mean():.2%} +- {dev.std(correction=0):.2%}, majority class {majority:.2%}"
+    say(f"{method}: {what}, {len(x)} rows; English dev accuracy {accuracy} -> {path}")
     if dev.mean() <= majority:
-        warn(f"{path.stem}: on English dev rows no better than the majority class, {majority:.2%}")
-    save(path, "head", **head)
+        warn(f"on English dev rows no better than the majority class, {majority:.2%}")
+    told |= {"labels": info["labels"], "pair": info["pair"], "heads": heads}
+    if method == "rev":  # A goes along, for inference
+        told |= {"aligner": art["aligner"], "state": art["state"]}
+    save(path, "head", lm=encoder.digest, **told)
     return heads
 
 
 def main():
     p = make_parser(__doc__)
     add_choice(p)
-    p.add_argument("--unlabelled", metavar="FILE", help="for centred: target text, a line each")
-    p.add_argument(
-        "--subset-seed",
-        type=number(int, 0),
-        default=ORDER_SEED,
-        help="translated, mixed: other n pairs than the fixed ones",
-    )
-    p.add_argument(
-        "--seeds", type=positive, default=SEEDS, help="heads, each of own start and order (ours: 5)"
-    )
-    p.add_argument(
-        "--l2",
-        type=number(float, 0),
-        default=L2,
-        help="weight of |w|^2 in the loss: keeps the head off directions that the languages do not share (ours: %(default)s)",
-    )
-    p.add_argument("--data", help="root of the data, if it moved since step 1")
+    flag = p.add_argument
+    flag("--unlabelled", metavar="FILE", help="for centred: target text, a line each")
+    flag("--seeds", type=number(int, 1), default=SEEDS, help="heads, each of own start (ours: 5)")
+    l2 = "weight of |w|^2: keeps the head off directions that languages do not share (ours: 0.05)"
+    flag("--l2", type=number(float, 0), default=L2, help=l2)
+    flag("--data", help="root of the data, if it moved since step 1")
     args = p.parse_args()
     if not args.lang and args.method != "english":
         raise UserError(f"--lang is missing: python step3_head.py --lang ko --method {args.method}")
     if args.method == "centred" and not args.unlabelled:
-        raise UserError(
-            "--method centred needs --unlabelled FILE: target text without labels, a line each"
-        )
+        raise UserError("--method centred needs --unlabelled FILE: target text, a line each")
     if args.residuals and args.method != "langalign":
         raise UserError(f"--residuals goes with --method langalign, not with {args.method}")
 
     device, dtype, machine = pick_device(args)
     encoder, info = load_encoder(args.out, device, dtype, args.data)
-    say(
-        f"step 3 | {machine} | {args.seeds} linear heads of {encoder.dim} x {len(info['labels'])}, LM and A frozen"
-    )
+    say(f"step 3 | {machine} | {args.seeds} linear heads, LM and A frozen")
     english = make_head("english", args, encoder, info)
     if args.method != "english":
         make_head(args.method, args, encoder, info, english if args.method == "rev" else None)
