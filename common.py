@@ -1,7 +1,7 @@
 """What the four scripts of LangAlign (arXiv 2503.18603) share: e(.), A, the data and the run folder.
 
-Symbols  e(.) the frozen multilingual encoder, A the aligner, d_en an English text, T(d_en) its translation.
-Shapes   N rows, B batch, T tokens, D embedding width, C classes, S head seeds, R rank of LoRA.
+e(.) is the frozen multilingual encoder, A the aligner, d_en an English text, T(d_en) its translation.
+Shapes: N rows, B batch, T tokens, D embedding width, C classes, S head seeds, R rank of LoRA.
 A text is a tuple: (text,), or in a pair task such as NLI (text, text_b), encoded as one sequence pair.
 Embeddings are fp32 tensors (N, D) on the CPU. Importing this file changes nothing.
 """
@@ -33,13 +33,14 @@ ROWS = "label text", "label text text_b"  # headers of train, dev and test.tsv
 PAIRS = "label text translation", "label text text_b translation translation_b"  # of translated.tsv
 
 
+METHODS = "english", "centred", "langalign", "rev", "mixed", "translated", "native"  # see step 3
+
+
 class UserError(ValueError):
     """A mistake that the user can mend: one line that says what, where and how."""
 
 
 # e(.): the multilingual encoder -----------------------------------------------------------------
-
-
 def masked_mean(hidden, attention_mask):
     """(B, T, D), (B, T) -> (B, D): mean over the tokens that are not padding."""
     mask = attention_mask.unsqueeze(-1)  # (B, T, 1)
@@ -55,20 +56,15 @@ class Encoder(nn.Module):
         for name, module in lm.named_modules():  # RoBERTa's positions begin behind its padding id
             if name.endswith("position_embeddings") and isinstance(module, nn.Embedding):
                 max_len = min(max_len, module.num_embeddings - 1 - (module.padding_idx or -1))
-        if getattr(lm, "pooler", None) is not None:
-            lm.pooler = None  # BERT's own: unused here
+        lm.pooler = None  # BERT's own: unused here
         self.lm, self.tokenizer, self.pool, self.dim = lm, tokenizer, pool, lm.config.hidden_size
         self.max_len = min(max_len, tokenizer.model_max_length)
         self.autocast = None  # dtype of autocast while the LM is tuned
         self.digest, self.inside = "", None  # see load_encoder; the Inside that is on
 
-    @property
-    def device(self):
-        return next(self.lm.parameters()).device
-
     def forward(self, batch):
         """A batch of `pad` -> (B, D) fp32."""
-        with torch.autocast(self.device.type, self.autocast, enabled=self.autocast is not None):
+        with torch.autocast(self.lm.device.type, self.autocast, enabled=self.autocast is not None):
             hidden = self.lm(**batch).last_hidden_state.float()  # (B, T, D)
         return masked_mean(hidden, batch["attention_mask"]) if self.pool == "mean" else hidden[:, 0]
 
@@ -79,20 +75,10 @@ class Encoder(nn.Module):
         out = self.tokenizer(*columns, **limit)
         return [dict(zip(out, values)) for values in zip(*out.values())]
 
-    def freeze(self, dtype=None):
-        """No gradient, no dropout; weights as `dtype`, one by one: rotary buffers stay fp32."""
-        self.eval().requires_grad_(False)
-        for parameter in self.lm.parameters():
-            parameter.data = parameter.data.to(dtype or torch.float32)
-        return self
-
 
 def pad(rows, tokenizer, device):
     """Tokenised rows -> dict of (B, T) int64 tensors, padded on the right, with attention mask."""
-    batch = tokenizer.pad(rows, padding_side="right", return_tensors="pt")
-    if device.type == "cuda":  # pinned memory is copied while the GPU computes
-        batch = {name: tensor.pin_memory() for name, tensor in batch.items()}
-    return {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}
+    return dict(tokenizer.pad(rows, padding_side="right", return_tensors="pt").to(device))
 
 
 def batches(lengths, budget):
@@ -122,35 +108,32 @@ def make_optimizer(weights, lr, steps, weight_decay=0.0):
 
 @torch.no_grad()
 def encode(encoder, texts, batch_tokens=None, progress="encode"):
-    """Texts or (text, text_b) pairs -> (N, D) fp32 on the CPU, in their order; batch_tokens: of a batch,
-    default BATCH_TOKENS. Under torchrun each rank encodes its share and gets all rows. UserError with
-    the number of a text, from 1, whose embedding is not finite."""
+    """Texts or (text, text_b) pairs -> (N, D) fp32 on the CPU, in their order. Under torchrun a rank does
+    its share and gets all. UserError with the number of a text whose embedding is not finite."""
     if isinstance(texts, str):
         raise TypeError(f"give a list of texts, not the bare string {texts[:30]!r}")
     texts = [(text,) if isinstance(text, str) else text for text in texts]
     encoder.eval()
     mine = range(RANK, len(texts), WORLD)
     rows = encoder.tokenize([texts[i] for i in mine])
-    budget = batch_tokens or BATCH_TOKENS.get(encoder.device.type, 16_384)
-
-    order, parts = [], [torch.empty(0, encoder.dim, device=encoder.device)]
+    budget = batch_tokens or BATCH_TOKENS.get(encoder.lm.device.type, 16_384)
+    order, parts = [], [torch.empty(0, encoder.dim, device=encoder.lm.device)]
     with bar(total=len(rows), desc=progress, unit="text") as shown:
         for index in batches([len(row["input_ids"]) for row in rows], budget):
-            batch = pad([rows[i] for i in index], encoder.tokenizer, encoder.device)
+            batch = pad([rows[i] for i in index], encoder.tokenizer, encoder.lm.device)
             parts.append(encoder(batch))  # (B, D)
             order += [mine[i] for i in index]
             shown.update(len(index))
     out = torch.zeros(len(texts), encoder.dim)
     out[order] = torch.cat(parts).cpu()
     out = sum_over_ranks(out, texts)
-    if not out.isfinite().all():
-        bad = out.isfinite().all(1).int().argmin().item()
+    if not (finite := out.isfinite().all(1)).all():
+        bad = finite.int().argmin().item()
         raise UserError(f"text {bad + 1}: its embedding is not finite; try --amp off: {texts[bad]}")
     return out
 
 
 # A: the aligner ---------------------------------------------------------------------------------
-
 DEPTH = {"fc": 2, "ae": 3}  # layers: ae's is the paper's, fc's is ours, readings of it differ
 CLOSED = "linear", "procrustes", "shift"  # not in the paper, see step2_align.py
 ARCHES = *DEPTH, *CLOSED, "inside"
@@ -169,8 +152,8 @@ class Aligner(nn.Module):
 
     fc: f is `depth` linear layers of `width` (None: D), ReLU and dropout between (paper).
     ae: f has `depth` layers down to a bottleneck of `width` (None: D / 2) and as many up (paper).
-    linear, procrustes: f is one matrix; shift: f(x) = x (not in the paper; see step2_align.solve).
-    Means (D,) and scales are those of the training pairs; scale_y is one number: Eq. 1 stays Eq. 1."""
+    linear, procrustes: f is one matrix; shift: f(x) = x (not in the paper; step2_align.solve).
+    Means and scales are the training pairs'; scale_y is one number, so that Eq. 1 stays Eq. 1."""
 
     def __init__(self, arch="fc", dim=768, depth=None, width=None, dropout=0.1):
         super().__init__()
@@ -201,8 +184,7 @@ class Aligner(nn.Module):
 
 class Inside(nn.Module):
     """A inside the frozen LM (ours): in every linear layer W h becomes W h + B A h, LoRA of `rank` R
-    (Hu et al. 2021). B starts at zero, so an untrained Inside changes nothing. Target text is encoded
-    `with inside.on(encoder):`; outside of it the LM is bit for bit what it was."""
+    (Hu et al. 2021), B zero at the start. Outside of `with inside.on(encoder):` the LM is as it was."""
 
     def __init__(self, lm, rank=8):
         super().__init__()
@@ -266,36 +248,29 @@ def logits(heads, x):
 def read_lines(path):
     """Lines of a UTF-8 file, composed (NFC), whatever ends them. UserError with file and line."""
     try:
-        text = Path(path).read_bytes().decode("utf-8-sig")
+        text = Path(path).read_text("utf-8-sig")
     except UnicodeDecodeError as err:
         line = err.object.count(b"\n", 0, err.start) + 1
         raise UserError(f"{path}:{line}: not UTF-8; data/convert.py --encoding reads other files")
     except FileNotFoundError:
-        hint = (
-            "python data/toy.py builds the toy world"
-            if "toy" in str(path)
-            else "see data/README.md"
-        )
+        hint = "run python data/toy.py" if "toy" in str(path) else "see data/README.md"
         raise UserError(f"{path}: no such file; {hint}")
-    text = unicodedata.normalize("NFC", text.replace("\r\n", "\n").replace("\r", "\n"))
-    return text.rstrip("\n").split("\n")
+    return unicodedata.normalize("NFC", text).rstrip("\n").split("\n")
 
 
 def read_tsv(path, *headers):
-    """Rows of a tab-separated file without quoting, whose header is one of `headers`: a list of
-    tuples, a string a column; row i stands on line i + 2. UserError with file and line."""
+    """Rows of a tab-separated file without quoting whose header is one of `headers`, as tuples; row i
+    stands on line i + 2. UserError with file and line."""
     header, *rows = [tuple(line.split("\t")) for line in read_lines(path)]
     if " ".join(header) not in headers:
-        raise UserError(
-            f"{path}:1: the header is {header}, not, between tabs: {' or: '.join(headers)}"
-        )
-    for number, row in enumerate(rows, 2):
+        raise UserError(f"{path}:1: header {header}, not, between tabs: {' or: '.join(headers)}")
+    for line, row in enumerate(rows, 2):
         if len(row) != len(header) or row[1:] == header[1:]:
             raise UserError(
-                f"{path}:{number}: {len(row)} columns, not {len(header)}, or the header again"
+                f"{path}:{line}: {len(row)} columns, not {len(header)}, or a second header"
             )
         if not all(cell.strip() for cell in row[1:]):
-            raise UserError(f"{path}:{number}: an empty text; fill it or delete the row")
+            raise UserError(f"{path}:{line}: an empty text; fill it or delete the row")
     if len(rows) < 2:
         raise UserError(f"{path}: {len(rows)} rows below the header; give two or more")
     if sum(row[1][0] == row[1][-1] == '"' for row in rows) > len(rows) / 2:
@@ -305,9 +280,9 @@ def read_tsv(path, *headers):
 
 def label_ids(path, rows, labels):
     """First column of rows -> (N,) int64; UserError with the line of one that is none of `labels`."""
-    for number, row in enumerate(rows, 2):
+    for line, row in enumerate(rows, 2):
         if row[0] not in labels:
-            raise UserError(f"{path}:{number}: label {row[0]!r}; en/train.tsv's are {labels}")
+            raise UserError(f"{path}:{line}: label {row[0]!r}; en/train.tsv's are {labels}")
     return torch.tensor([labels.index(row[0]) for row in rows])
 
 
@@ -319,10 +294,10 @@ def describe_task(data, task):
     for label in labels:
         plain = unicodedata.normalize("NFKC", re.sub(r"[\u200b-\u200d\ufeff]", "", label))
         other = seen.setdefault(plain.strip().casefold(), label)
-        if other != label:
-            raise UserError(f"{path}: labels {other!r} and {label!r} look alike; make them one")
-    if len(labels) < 2 or "" in seen:
-        raise UserError(f"{path}: the labels are {labels}; give two or more, none of them empty")
+        if other != label or not plain.strip() or len(labels) < 2:
+            raise UserError(
+                f"{path}: labels {other!r}, {label!r}: give two or more, no look-alikes"
+            )
     if len(labels) > max(2, len(rows) / 10):
         warn(f"{path}: {len(labels)} classes in {len(rows)} rows; is the label the first column?")
     return {"data": str(data), "task": task, "labels": labels, "pair": len(rows[0]) == 3}
@@ -350,23 +325,19 @@ def fixed_order(count, seed=0):
 
 
 def hold_out(texts):
-    """(kept, held out) row numbers, a tenth held out at random; rows with the same first text (an NLI
-    premise, a sentence twice) stay on one side."""
+    """(kept, held out) row numbers, a tenth held out; rows of one first text (a premise) stay together."""
     first = [text[0] for text in texts]
     different = list(dict.fromkeys(first))
     if len(different) < 2:
-        raise UserError(
-            f"{len(texts)} rows of {len(different)} first texts cannot be divided; give more"
-        )
+        raise UserError(f"{len(texts)} rows of one first text cannot be divided; give more")
     order = fixed_order(len(different))[: max(1, len(different) // 10)]
-    held = {different[i] for i in order}
-    rows = range(len(texts))
+    held, rows = {different[i] for i in order}, range(len(texts))
     return [i for i in rows if first[i] not in held], [i for i in rows if first[i] in held]
 
 
 def load_translated(info, lang, n=None, labelled=False, seed=0):
-    """n pairs of translated.tsv, the first in fixed order (another by `seed`): (English texts d_en, their
-    translations T(d_en), y (n,) if `labelled`). n None: DEFAULT_N, or all. The same pair counts once."""
+    """n pairs of translated.tsv, the first in a fixed order: (English texts d_en, translations T(d_en),
+    y (n,) if `labelled`). n None: DEFAULT_N, or all. The same pair counts once; seed: another order."""
     path = Path(info["data"], info["task"], lang, "translated.tsv")
     rows = list({row[1:]: row for row in reversed(read_tsv(path, *PAIRS))}.values())[::-1]
     if n is not None and n > len(rows):
@@ -378,14 +349,13 @@ def load_translated(info, lang, n=None, labelled=False, seed=0):
 
 
 # Run folder: encoder/ and .pt files, plain dicts of tensors, numbers and strings -----------------
+MAKES = {"embed": "step1_embed.py", "align": "step2_align.py", "head": "step3_head.py"}
 
 
 def digest_of(*parts):
     """Hex digest of strings and bytes."""
-    hasher = hashlib.sha256()
-    for part in parts:
-        hasher.update(part.encode() if isinstance(part, str) else part)
-    return hasher.hexdigest()
+    parts = [part.encode() if isinstance(part, str) else part for part in parts]
+    return hashlib.sha256(b"".join(parts)).hexdigest()
 
 
 def write_whole(path, content):
@@ -397,8 +367,6 @@ def write_whole(path, content):
             path.parent.mkdir(parents=True, exist_ok=True)
             temporary.write_bytes(content)
             temporary.replace(path)
-    except OSError as err:
-        raise UserError(f"{path}: cannot be written ({err.strerror}); free space or change --out")
     finally:
         temporary.unlink(missing_ok=True)
     if WORLD > 1:
@@ -412,39 +380,38 @@ def save(path, kind, **content):
     write_whole(path, buffer.getbuffer())
 
 
-def load(path, kind, make, lm=None):
-    """The dict in a .pt file, checked: whole, of this kind and of the LM of digest `lm`; nothing in it is
-    executed. UserError that names `make`, the command that makes it."""
+def load(path, kind, lm=None):
+    """The dict in a .pt file, checked: whole, of this kind, of the LM of digest `lm`; no code in it runs.
+    UserError that names the script that makes it."""
+    make = MAKES.get(kind, "the script again, after deleting it")
     try:
         why = zipfile.ZipFile(path).testzip()
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception as err:  # zip and pickle readers raise their own
         why, content = getattr(err, "strerror", None) or "damaged", {}
-    if why or content.get("kind") != kind:
-        raise UserError(f"{path}: {why or 'no'} {kind} file; make it with: {make}")
-    if lm not in (None, content["lm"]):
-        raise UserError(f"{path}: made with another LM or task; make it again with: {make}")
-    return content
+    if not why and content["kind"] == kind and lm in (None, content["lm"]):
+        return content
+    why = why or f"not of kind {kind}, or of another LM or task than encoder/"
+    raise UserError(f"{path}: {why}; make it with the same flags: python {make}")
 
 
 def file_name(kind, lang, method, arch=None, n=None, residuals=False, **options):
-    """Name of a file of steps 2 and 3 by what it holds: head-ko-fc-n20000-residuals.pt. What is None, 0 or
-    the default is left out; options: l2, seeds, seed."""
+    """Name of a file of step 2 or 3 by what it is: head-ko-fc-n20000-residuals.pt. Left out: the trunk's
+    defaults, what is None or 0; options: l2, seeds, seed."""
     parts = [kind, lang, method if method != "langalign" else "", arch, f"n{n}" if n else ""]
     parts += ["residuals" if residuals else ""] + [f"{k}{v}" for k, v in options.items() if v]
     return "-".join(part for part in parts if part) + ".pt"
 
 
-def find(out, make, kind, n, **options):
-    """Path of the file of this name; n "any": of the only one. UserError that lists those there."""
+def find(out, kind, n, **options):
+    """Path of the file of this name; n "*": of the only one. UserError that lists those there."""
     name = file_name(kind, n=n, **options)
-    fits = re.compile(re.escape(name).replace("nany", r"n\d+"))
-    there = sorted(path.name for path in Path(out).glob(f"{kind}-*.pt"))
-    names = [name for name in there if fits.fullmatch(name)]
-    if len(names) == 1:
-        return Path(out, names[0])
-    what = "several fit, say which by --n" if names else f"no {name}; make it with: {make}"
-    raise UserError(f"{out}: {what}; there: {' '.join(there) or 'none'}")
+    paths = [p for p in Path(out).glob(name) if p.name.count("-") == name.count("-")]
+    if len(paths) == 1:
+        return paths[0]
+    there = " ".join(sorted(p.name for p in paths or Path(out).glob(f"{kind}-*.pt"))) or "none"
+    what = "several fit, say which by --n" if paths else f"no {name}: python {MAKES[kind]} makes it"
+    raise UserError(f"{out}: {what}, with the same flags; there: {there}")
 
 
 def load_pretrained(name, pool="mean", max_len=256):
@@ -456,7 +423,7 @@ def load_pretrained(name, pool="mean", max_len=256):
         missing = [key for key in told["missing_keys"] if "pooler" not in key]
         if missing or lm.config.is_encoder_decoder or tokenizer.pad_token_id is None:
             raise UserError(
-                f"{type(lm).__name__} is no encoder, or lacks padding or weights {missing[:2]}"
+                f"{type(lm).__name__}: no encoder, or without padding, or {missing[:2]}"
             )
     except Exception as err:  # hub, file and class each raise their own
         why = " ".join(str(err).split())[:150]
@@ -476,15 +443,14 @@ def encoder_digest(folder, info):
 
 def load_encoder(out="runs", device="cpu", dtype=None, data=None):
     """(Encoder, frozen; info: what embed.pt holds) of a run folder; data: root in place of step 1's."""
-    make, folder = f"python step1_embed.py --out {out}", Path(out, "encoder")
-    info = load(Path(out, "embed.pt"), "embed", make)
+    info, folder = load(Path(out, "embed.pt"), "embed"), Path(out, "encoder")
     if not folder.is_dir() or encoder_digest(folder, info) != info["lm"]:
-        raise UserError(
-            f"{folder}: not what {out}/embed.pt was written with; make it again with: {make}"
-        )
-    encoder = load_pretrained(folder, info["pool"], info["max_len"]).freeze(dtype).to(device)
+        raise UserError(f"{folder}: other files than embed.pt belongs to; run step 1 again")
+    encoder = load_pretrained(folder, info["pool"], info["max_len"]).eval().requires_grad_(False)
+    for parameter in encoder.parameters():  # one by one: buffers such as rotary ones stay fp32
+        parameter.data = parameter.data.to(device, dtype)
     encoder.digest = info["lm"]
-    return encoder, {**info, "data": data or info["data"]}
+    return encoder.to(device), {**info, "data": data or info["data"]}
 
 
 class Cache:
@@ -492,39 +458,25 @@ class Cache:
     never seen before are encoded, so n=20000 after n=5000 costs 15,000. A file never changes."""
 
     def __init__(self, encoder, out, batch_tokens=None):
-        self.encoder, self.batch_tokens = encoder, batch_tokens
+        self.encoder, self.batch_tokens, self.rows = encoder, batch_tokens, {}  # rows: key -> (D,)
         inside = encoder.inside.digest[:16] if encoder.inside else "plain"
         name = f"{encoder.digest[:16]}-{inside}-{str(encoder.lm.dtype)[6:]}"
         self.folder = Path(out, "cache", name)
-        self.row_of, self.files = {}, []  # key of a text -> row; (first row, embeddings) of a file
         for path in sorted(self.folder.glob("*.pt")):
-            self.read(path)
-
-    def read(self, path):
-        """Take a file in; its embeddings stay on disk until they are asked for."""
-        art = load(path, "cache", f"rm {path}, and the same command again", self.encoder.digest)
-        first = len(self.row_of)
-        self.row_of.update((key, first + i) for i, key in enumerate(art["keys"]))
-        self.files.append((first, art["embeddings"]))
+            art = load(path, "cache", encoder.digest)
+            self.rows.update(zip(art["keys"], art["embeddings"]))
 
     def __call__(self, texts, progress="encode"):
         """Texts -> (N, D) fp32, encoded now or before."""
         keys = [digest_of("\t".join(text))[:32] for text in texts]
-        new = [item for item in dict(zip(keys, texts)).items() if item[0] not in self.row_of]
+        new = [item for item in dict(zip(keys, texts)).items() if item[0] not in self.rows]
         for start in range(0, len(new), SHARD * WORLD):  # a fixed cut: a killed run goes on alike
             part = dict(new[start : start + SHARD * WORLD])
             embeddings = encode(self.encoder, list(part.values()), self.batch_tokens, progress)
             path = self.folder / f"{digest_of(*part)[:32]}.pt"
             save(path, "cache", lm=self.encoder.digest, keys=list(part), embeddings=embeddings)
-            self.read(path)
-        rows, out = (
-            torch.tensor([self.row_of[key] for key in keys]),
-            torch.empty(len(texts), self.encoder.dim),
-        )
-        for first, embeddings in self.files:
-            here = (rows >= first) & (rows < first + len(embeddings))
-            out[here] = embeddings[rows[here] - first]
-        return out
+            self.rows.update(zip(part, embeddings))
+        return torch.stack([self.rows[key] for key in keys])
 
 
 # Several GPUs: torchrun starts WORLD processes, this is RANK; rank 0 alone prints and writes -------
@@ -550,39 +502,18 @@ def sum_over_ranks(out, texts):
 
 
 # Command line -----------------------------------------------------------------------------------
-
-
-def say(*words, **options):
+def say(*words, file=None):
     if RANK == 0:
-        print(*words, flush=True, **options)
+        print(*words, file=file, flush=True)
 
 
 def warn(words):
-    if RANK == 0:
-        tqdm.write(f"warning: {words}", file=sys.stderr)
+    say(f"warning: {words}", file=sys.stderr)
 
 
 def bar(*args, **options):
     """A progress bar on what takes over two seconds."""
     return tqdm(*args, delay=2, leave=False, disable=RANK > 0, **options)
-
-
-def number(kind, low):
-    """argparse type: a number of `kind`, `low` or more."""
-
-    def parse(text):
-        if not low <= kind(text):
-            raise argparse.ArgumentTypeError(f"{text} is not {low} or more")
-        return kind(text)
-
-    return parse
-
-
-def language(text):
-    """argparse type: a folder name such as ko or pt-BR."""
-    if not re.fullmatch(r"[\w-]+", text, re.ASCII):
-        raise argparse.ArgumentTypeError(f"{text!r} is no language code such as ko")
-    return text
 
 
 def make_parser(doc):
@@ -591,58 +522,50 @@ def make_parser(doc):
     p = argparse.ArgumentParser(description=doc, usage=argparse.SUPPRESS, formatter_class=raw)
     flag = p.add_argument
     flag("--out", default="runs", help="folder of one LM and task's files (default: runs)")
-    flag("--seed", type=number(int, 0), default=0, help="of weights and order (default: 0)")
-    flag("--device", type=torch.device, help="cuda, cuda:1, mps or cpu (default: the first there)")
-    amp = (
-        "precision of the LM (default: bf16 where it is native, else fp16 on CUDA, else off, fp32)"
-    )
+    flag("--seed", type=int, default=0, help="of weights and order (default: 0)")
+    flag("--device", help="cuda, cuda:1, mps or cpu; else the first there is")
+    amp = "of the LM (default: bf16 where it is native, else fp16 on CUDA, else off: fp32)"
     flag("--amp", choices=("auto", "off", "bf16", "fp16"), default="auto", help=amp)
-    flag("--batch-tokens", type=number(int, 1), help="encoded at once; lower it if memory runs out")
+    flag("--batch-tokens", type=int, help="encoded at once; lower it if memory runs out")
     return p
-
-
-METHODS = {
-    "langalign": "English through A",
-    "english": "English as it is, the floor",
-    "native": "target rows, the usual ceiling",
-    "translated": "the translations and their labels",
-    "mixed": "the translations, and English of the rows that have none",
-    "centred": "English with its mean moved onto that of --unlabelled text",
-    "rev": "English as it is, and A in front at inference",
-}
 
 
 def add_choice(p):
     """The flags that name a head: step 3 makes it, eval.py --predict labels with it."""
-    told = "; ".join(f"{name}: {what}" for name, what in METHODS.items())
-    p.add_argument("--lang", type=language, help="target language, a folder beside en, e.g. ko")
-    p.add_argument("--method", choices=METHODS, default="langalign", help=f"head on {told}")
-    p.add_argument("--arch", choices=ARCHES, default="fc", help="A of langalign, rev (default: fc)")
-    p.add_argument("--n", type=number(int, 1), help="translations; not needed where one file fits")
-    p.add_argument("--residuals", action="store_true", help="langalign: head on A(x) + r, ours")
+    flag = p.add_argument
+    flag("--lang", help="target language, a folder beside en, e.g. ko")
+    flag("--method", choices=METHODS, default="langalign", help="what the head learns from")
+    flag("--arch", choices=ARCHES, default="fc", help="A of langalign, rev (default: fc)")
+    flag("--n", type=int, help="translations; not needed where one file fits")
+    flag("--residuals", action="store_true", help="langalign: head on A(x) + r, ours")
 
 
 def pick_device(args):
-    """(device, dtype of the LM, None: fp32; both in words with the reason) of --device and --amp."""
-    device = args.device or torch.accelerator.current_accelerator(True) or torch.device("cpu")
+    """(device, dtype of the LM, None: fp32; both in words) of --device and --amp. UserError for a flag that
+    makes no sense: this is the first that a script calls."""
+    for name, value in vars(args).items():
+        low = 0 if name in ("seed", "epochs", "lr", "l2") else 1
+        if type(value) in (int, float) and not value >= low:
+            raise UserError(f"--{name.replace('_', '-')} {value}: give {low} or more")
+    if not re.fullmatch(r"[A-Za-z0-9_-]+", getattr(args, "lang", None) or "en"):
+        raise UserError(f"--lang {args.lang!r}: give a language code such as ko")
+    there = torch.accelerator.current_accelerator(True) or torch.device("cpu")
+    if args.device and args.device.split(":")[0] not in ("cpu", there.type):
+        raise UserError(f"--device {args.device}: here are cpu and {there.type}")
+    device = torch.device(args.device or there)
     if WORLD > 1 and device.type == "cuda":
         device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
         torch.cuda.set_device(device)
-    try:
-        torch.zeros(1, device=device)
-    except (RuntimeError, AssertionError) as err:
-        raise UserError(f"--device {device}: {str(err).splitlines()[0]}; leave the flag out")
     if WORLD > 1 and not dist.is_initialized():
         dist.init_process_group()
     has = torch.cpu.get_capabilities() if device.type == "cpu" else {}
     native = has.get("avx512_bf16") or has.get("amx_bf16")
     if device.type == "cuda":
         native = torch.cuda.is_bf16_supported(including_emulation=False)
-    auto = torch.bfloat16 if native else torch.float16 if device.type == "cuda" else None
-    dtypes = {"auto": auto, "off": None, "bf16": torch.bfloat16, "fp16": torch.float16}
-    dtype, ranks = dtypes[args.amp], f"{WORLD} x " if WORLD > 1 else ""
-    why = f"--amp {args.amp}" if args.amp != "auto" else f"{'' if native else 'no '}native bf16"
-    return device, dtype, f"{ranks}{device} {str(dtype or torch.float32)[6:]} ({why})"
+    auto = "bf16" if native else "fp16" if device.type == "cuda" else "off"
+    amp = auto if args.amp == "auto" else args.amp
+    dtype = {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16}[amp]
+    return device, dtype, f"{WORLD} x {device}, amp {amp} ({'' if native else 'no '}native bf16)"
 
 
 def run(main):

@@ -35,14 +35,8 @@ def logits_of(head, encoder, embed, texts):
     aligner = build_aligner(head, encoder.lm)
     if head["arch"] != "inside":
         return logits(head["heads"], aligner.map(embed(texts)))
-    with aligner.to(encoder.device).on(encoder):
+    with aligner.to(encoder.lm.device).on(encoder):
         return logits(head["heads"], embed(texts))
-
-
-def macro_f1(guess, y, classes):
-    """Mean of the classes' F1; guess, y (N,)."""
-    confusion = torch.bincount(y * classes + guess, minlength=classes**2).view(classes, classes)
-    return (2 * confusion.diag() / (confusion.sum(0) + confusion.sum(1)).clamp_min(1)).mean().item()
 
 
 def bootstrap(gains, premises):
@@ -54,34 +48,18 @@ def bootstrap(gains, premises):
     return np.percentile(means, [2.5, 97.5]).tolist()
 
 
-def load_heads(out, encoder, lang=None):
-    """Heads of English and of `lang`, or of all languages; another LM's are left out with a warning."""
-    heads = []
-    for path in sorted(Path(out).glob("head-*.pt")):
-        head = load(path, "head", "python step3_head.py")
-        if head["lm"] != encoder.digest:
-            warn(f"{path} is of another LM or task, left out; make it again with step3_head.py")
-        elif head["lang"] in ("", lang or head["lang"]):
-            heads.append(head)
-    if not any(head["method"] == "english" for head in heads):
-        make = f"python step3_head.py --out {out} --lang {lang or 'ko'}"
-        raise UserError(f"{out}: no heads to compare; make them with: {make}")
-    return sorted(heads, key=lambda head: (list(METHODS).index(head["method"]), head["n"] or 0))
-
-
 def count_leaks(texts, info, lang):
-    """{file: number of the texts that stand in this training file, too}, with a warning for each."""
-    leaks, width = {}, len(texts[0])
-    files = {f"{lang}/train": ROWS, f"{lang}/translated": PAIRS, "en/train": ROWS}
-    for name, headers in files.items():
-        path = Path(info["data"], info["task"], f"{name}.tsv")
-        rows = read_tsv(path, *headers) if path.exists() else []
-        seen = {row[1 : 1 + width] for row in rows} | {row[-width:] for row in rows}
-        leaks[name] = sum(text in seen for text in texts)
-        if leaks[name]:
-            told = f"{leaks[name]} of {len(texts)} rows ({leaks[name] / len(texts):.1%})"
-            warn(f"{told} that are judged stand in {path}, too, and flatter the numbers")
-    return leaks
+    """Number of the texts that stand in training files, too, with a warning."""
+    root, width, seen = Path(info["data"], info["task"]), len(texts[0]), set()
+    for name in f"{lang}/train", f"{lang}/translated", "en/train":
+        path = root / f"{name}.tsv"
+        rows = read_tsv(path, *ROWS, *PAIRS) if path.exists() else []
+        seen |= {row[1 : 1 + width] for row in rows} | {row[-width:] for row in rows}
+    count = sum(text in seen for text in texts)
+    if count:
+        share = count / len(texts)
+        warn(f"{count} of the {lang} rows ({share:.1%}) are training rows, too: they flatter")
+    return count
 
 
 def evaluate(lang, heads, encoder, embed, info, split="test"):
@@ -97,32 +75,26 @@ def evaluate(lang, heads, encoder, embed, info, split="test"):
     records, hits = [], {}
     for name, group in variants.items():
         out = torch.cat([logits_of(head, encoder, embed, texts) for head in group])  # (S, N, C)
-        guess = out.argmax(2)
-        hits[name] = (guess == y).double()  # (S, N)
+        hits[name] = (out.argmax(2) == y).double()  # (S, N)
+        gains = (hits[name].mean(0) - hits["head-english.pt"].mean(0)).numpy()  # (N,)
         record = {field: group[0][field] for field in FIELDS} | {"lang": lang, "split": split}
-        record |= {"name": name, "heads": len(out), "rows": len(y), "leaks": leaks}
+        record |= {"heads": len(out), "rows": len(y), "leaks": leaks, "gain": gains.mean()}
+        record["majority"] = (y.bincount().max() / len(y)).item()
         record["accuracy"] = hits[name].mean().item()
         record["accuracy_std"] = hits[name].mean(1).std(correction=0).item()
-        record["macro_f1"] = float(np.mean([macro_f1(g, y, len(info["labels"])) for g in guess]))
-        record["majority"] = (y.bincount().max() / len(y)).item()
-        records.append(record)
-    for record in records:
-        gains = (hits[record["name"]].mean(0) - hits["head-english.pt"].mean(0)).numpy()  # (N,)
-        record |= {"gain": gains.mean(), "interval": bootstrap(gains, premises)}
+        records.append(record | {"interval": bootstrap(gains, premises)})
     return records
 
 
 def show(records):
     """Print the table of one language."""
-    r = records[0]
-    say(
-        f"\n{r['lang']}, {r['rows']} {r['split']} rows, majority class {r['majority']:.2%}; +- over heads, "
-    )
-    say(f"{'':32}     n  heads  accuracy    +-     F1  points over english [95%]")
+    first = "{lang}, {rows} {split} rows, majority class {majority:.2%}; +- over heads"
+    say(first.format(**records[0]))
+    say(f"{'':32}     n  heads  accuracy    +-  points over english [95%]")
     for r in records:
         parts = r["method"], r["arch"], r["residuals"] and "residuals", r["l2"] and f"l2 {r['l2']}"
         line = f"  {' '.join(part for part in parts if part):28}{r['n'] or '-':>7}{r['heads']:7}"
-        line += f"{r['accuracy']:10.2%}{100 * r['accuracy_std']:6.2f}{100 * r['macro_f1']:7.2f}"
+        line += f"{r['accuracy']:10.2%}{100 * r['accuracy_std']:6.2f}"
         if r["method"] != "english":
             low, high = r["interval"]
             line += f"  {100 * r['gain']:+6.2f} [{100 * low:+.2f}, {100 * high:+.2f}]"
@@ -131,14 +103,12 @@ def show(records):
 
 def load_head(out, encoder, lang, file=None, method="langalign", arch="fc", n=None, **options):
     """The head of step 3 that `file`, or method, arch, n, residuals and seed name."""
-    make = f"python step3_head.py --out {out} --lang {lang} --method {method}"
     if file is None:
         name = {"lang": lang if method != "english" else "", "method": method, **options}
-        if method in ("langalign", "rev"):
-            name["arch"] = arch
+        name["arch"] = arch if method in ("langalign", "rev") else None
         counted = method not in ("english", "native", "centred")
-        file = find(out, make, "head", (n or "any") if counted else None, **name)
-    return load(file, "head", make, encoder.digest) | {"path": file}
+        file = find(out, "head", (n or "*") if counted else None, **name)
+    return load(file, "head", encoder.digest) | {"path": file}
 
 
 def classify(out, texts, lang, device="cpu", dtype=None, **flags):
@@ -150,63 +120,47 @@ def classify(out, texts, lang, device="cpu", dtype=None, **flags):
     return [head["labels"][i] for i in rows.argmax(1)], rows
 
 
-def read_chunk(source, file, done, width):
-    """The next CHUNK lines of a binary file, of which `done` are read, as texts; UserError with line."""
-    texts = []
-    for number, line in enumerate(itertools.islice(source, CHUNK), done + 1):
-        try:
-            line = line.decode("utf-8-sig").rstrip("\r\n")
-        except UnicodeDecodeError:
-            raise UserError(f"{file}:{number}: not UTF-8; save it as UTF-8")
-        texts.append(tuple(unicodedata.normalize("NFC", line).split("\t")))
-        if len(texts[-1]) != width or not all(part.strip() for part in texts[-1]):
-            raise UserError(
-                f"{file}:{number}: give {width} text a line, between tabs, and no label"
-            )
-    return texts
+def read_text(line, width, place):
+    """A line of bytes -> a text, composed (NFC); UserError that names its `place` unless it is one."""
+    try:
+        line = unicodedata.normalize("NFC", line.decode("utf-8-sig"))
+    except UnicodeDecodeError:
+        raise UserError(f"{place}: not UTF-8; save the file as UTF-8")
+    text = tuple(line.strip("\r\n").split("\t"))
+    if len(text) != width or not all(part.strip() for part in text):
+        raise UserError(f"{place}: not {width} filled column(s), between tabs, without a label")
+    return text
 
 
 def predict(source, file, head, encoder, args):
-    """Label a binary file's lines, in order: `label <tab> probability`; --all: a column a label, with a
-    header; --text: the text last."""
+    """Label the lines of a binary file, in order: `label <tab> probability`; --all: a column a label and
+    a header; --text: the text last."""
     sys.stdout.reconfigure(encoding="utf-8")
-    last = ["text"] if args.text else []
     if args.all:
-        print("label", *head["labels"], *last, sep="\t")
+        print("label", *head["labels"], *["text"] * args.text, sep="\t")
     done = 0
     try:
-        while texts := read_chunk(source, file, done, 1 + head["pair"]):
+        while lines := list(itertools.islice(source, CHUNK)):
+            places = [f"{file}:{done + i}" for i in range(1, len(lines) + 1)]
+            texts = [read_text(line, 1 + head["pair"], p) for line, p in zip(lines, places)]
             out = logits_of(head, encoder, lambda t: encode(encoder, t, args.batch_tokens), texts)
             for text, row in zip(texts, out.softmax(2).mean(0).tolist()):  # (N, C)
-                best = max(row)
-                numbers = [f"{p:.4f}" for p in (row if args.all else [best])]
-                print(
-                    head["labels"][row.index(best)],
-                    *numbers,
-                    *(text if args.text else []),
-                    sep="\t",
-                )
+                numbers = [f"{p:.4f}" for p in (row if args.all else [max(row)])]
+                line = [head["labels"][row.index(max(row))], *numbers]
+                print(*line, *(text if args.text else []), sep="\t")
             sys.stdout.flush()
             done += len(texts)
-    except KeyboardInterrupt:
-        raise UserError(f"stopped; {done} lines are labelled")
-    except UserError as err:
-        raise UserError(f"{err}; {done} lines are labelled")
+    except (KeyboardInterrupt, UserError) as err:
+        raise UserError(f"{err or 'stopped'}; {done} lines are labelled")
 
 
 def main():
     p = make_parser(__doc__)
     add_choice(p)
     flag = p.add_argument
-    flag(
-        "--split", choices=("test", "dev"), default="test", help="rows to judge on (default: test)"
-    )
+    flag("--split", choices=("test", "dev"), default="test", help="rows to judge on, else test.tsv")
     flag("--data", help="root of the data, if it moved since step 1")
-    flag(
-        "--predict",
-        metavar="FILE",
-        help="label its lines (-: stdin) by the head of the flags above",
-    )
+    flag("--predict", metavar="FILE", help="label its lines (-: stdin) by the head that flags name")
     flag("--head", metavar="FILE.pt", help="with --predict: by this head")
     flag("--all", action="store_true", help="with --predict: a column for each label, and a header")
     flag("--text", action="store_true", help="with --predict: repeat the text as the last column")
@@ -224,7 +178,11 @@ def main():
     def embed(texts):
         return Cache(encoder, args.out, args.batch_tokens)(texts, f"encode {args.split}")
 
-    heads = load_heads(args.out, encoder, args.lang)
+    paths = sorted(Path(args.out).glob("head-*.pt"))
+    heads = [load(path, "head", encoder.digest) for path in paths]
+    heads.sort(key=lambda head: (METHODS.index(head["method"]), head["n"] or 0))
+    if not heads or heads[0]["method"] != "english":
+        raise UserError(f"{args.out}: no heads; python step3_head.py --out {args.out} makes them")
     langs = [args.lang] if args.lang else sorted({head["lang"] for head in heads} - {""})
     say(f"eval | {machine} | {len(heads)} heads | {' '.join(langs)}")
     results = []

@@ -19,34 +19,26 @@ import torch.nn.functional as F
 from torch import nn
 
 from common import RANK, WORLD, UserError, bar, describe_task, encode, encoder_digest, load_english
-from common import load_pretrained, make_optimizer, make_parser, number, pad, parallel, pick_device
+from common import load_pretrained, make_optimizer, make_parser, pad, parallel, pick_device
 from common import random_batches, run, save, say, warn
 
 DROPOUT = 0.1  # between embedding and labels; ours
 
 
 def check_rows(encoder, rows, name):
-    """UserError where training would fail: unknown text, or a text that the LM has no room for."""
+    """UserError where training would fail: unknown text, or text that the LM has no room for."""
     tokenizer, longest = encoder.tokenizer, max(rows, key=lambda row: len(row["input_ids"]))
     ids = [i for row in rows for i in row["input_ids"] if i not in tokenizer.all_special_ids]
-    if len(ids) < max(
-        len(rows), sum(row["input_ids"].count(tokenizer.unk_token_id) for row in rows)
-    ):
-        why = f"its tokenizer knows only {len(ids)} tokens of {len(rows)} texts"
-        raise UserError(
-            f"--model {name}: {why}; are tokenizer.json, tokenizer_config.json missing?"
-        )
+    unknown = sum(row["input_ids"].count(tokenizer.unk_token_id) for row in rows)
     try:
+        if len(ids) < max(len(rows), unknown):
+            raise ValueError(f"{len(ids)} known and {unknown} unknown tokens; no tokenizer files?")
         with torch.no_grad():
-            good = encoder(pad([rows[0], longest], tokenizer, encoder.device)).isfinite().all()
-        why = "" if good else "an embedding is not finite"
+            if not encoder(pad([rows[0], longest], tokenizer, encoder.lm.device)).isfinite().all():
+                raise ValueError("an embedding is not finite")
     except (IndexError, RuntimeError, TypeError, ValueError) as err:
-        why = f"{str(err).splitlines()[0]}; a token, type or position that it has no row for?"
-    if why:
-        tokens = len(longest["input_ids"])
-        raise UserError(
-            f"--model {name}: {type(encoder.lm).__name__} fails on {tokens} tokens: {why}"
-        )
+        kind, tokens = type(encoder.lm).__name__, len(longest["input_ids"])
+        raise UserError(f"--model {name}: {kind} fails on texts of up to {tokens} tokens: {err}")
 
 
 def tune(encoder, texts, y, dev_texts, dev_y, epochs=3, lr=5e-5, batch=32, seed=0):
@@ -54,13 +46,13 @@ def tune(encoder, texts, y, dev_texts, dev_y, epochs=3, lr=5e-5, batch=32, seed=
     the epoch of the best dev accuracy in the encoder; returns a record an epoch."""
     torch.manual_seed(seed)
     head = nn.Linear(encoder.dim, int(y.max()) + 1)
-    model = nn.Sequential(encoder, nn.Dropout(DROPOUT), head).to(encoder.device)
+    model = nn.Sequential(encoder, nn.Dropout(DROPOUT), head).to(encoder.lm.device)
     # Most rows of a multilingual word table never occur in English: frozen, they stay what the other
     # languages know.
     encoder.lm.get_input_embeddings().requires_grad_(False)
     weights = [p for p in model.parameters() if p.requires_grad]
     optimizer, schedule = make_optimizer(weights, lr, epochs * -(-len(y) // batch))
-    scaler = torch.amp.GradScaler(encoder.device.type, enabled=encoder.autocast == torch.float16)
+    scaler = torch.amp.GradScaler(encoder.lm.device.type, enabled=encoder.autocast == torch.float16)
     generator = torch.Generator().manual_seed(seed)
     trained, rows = parallel(model), encoder.tokenize(texts)
 
@@ -71,8 +63,9 @@ def tune(encoder, texts, y, dev_texts, dev_y, epochs=3, lr=5e-5, batch=32, seed=
         total, cut = 0.0, random_batches([len(row["input_ids"]) for row in rows], batch, generator)
         for index in bar(cut, desc=f"epoch {epoch}/{epochs}"):
             index = index[RANK::WORLD] or index[:1]  # under torchrun: this rank's share
-            inputs = pad([rows[i] for i in index], encoder.tokenizer, encoder.device)
-            loss = F.cross_entropy(trained(inputs), y[index].to(encoder.device))  # of logits (B, C)
+            inputs = pad([rows[i] for i in index], encoder.tokenizer, encoder.lm.device)
+            logits = trained(inputs)  # (B, C)
+            loss = F.cross_entropy(logits, y[index].to(logits.device))
             optimizer.zero_grad()
             scaler.scale(loss).backward()
             scaler.unscale_(optimizer)
@@ -81,12 +74,12 @@ def tune(encoder, texts, y, dev_texts, dev_y, epochs=3, lr=5e-5, batch=32, seed=
             scaler.update()
             schedule.step()
             total += loss.detach()
-        if not (mean := float(total) / len(cut)) < float("inf"):
-            raise UserError(
-                f"the loss is {mean} in epoch {epoch}: lower --lr {lr:g}, or try --amp off"
-            )
+        mean = float(total) / len(cut)
+        if not mean < float("inf"):
+            raise UserError(f"the loss is {mean}: lower --lr {lr:g}, or try --amp off")
         model.eval()
-        guess = head(encode(encoder, dev_texts, progress="dev").to(encoder.device)).argmax(1).cpu()
+        dev_x = encode(encoder, dev_texts, progress="dev").to(encoder.lm.device)  # (M, D)
+        guess = head(dev_x).argmax(1).cpu()
         history.append({"loss": mean, "dev": (guess == dev_y).double().mean().item()})
         if history[-1]["dev"] > max([record["dev"] for record in history[:-1]], default=-1):
             kept = copy.deepcopy(encoder.state_dict())
@@ -116,14 +109,10 @@ def main():
     flag("--task", default="sentiment", help="folder below --data (default: sentiment)")
     pool = "a text's vector: mean over tokens (default), or the first token; paper: unknown"
     flag("--pool", choices=("mean", "cls"), default="mean", help=pool)
-    flag(
-        "--max-len", type=number(int, 1), default=256, help="tokens; longer text is cut (ours: 256)"
-    )
-    flag("--epochs", type=number(int, 0), default=3, help="passes (ours: 3); 0: the LM as it is")
-    flag(
-        "--lr", type=number(float, 0), default=5e-5, help="peak rate (ours: 5e-5; small LMs: 1e-4)"
-    )
-    flag("--batch", type=number(int, 1), default=32, help="texts a step (ours: 32); memory grows")
+    flag("--max-len", type=int, default=256, help="tokens; longer text is cut (ours: 256)")
+    flag("--epochs", type=int, default=3, help="passes (ours: 3); 0: the LM as it is")
+    flag("--lr", type=float, default=5e-5, help="peak rate (ours: 5e-5; small LMs: 1e-4)")
+    flag("--batch", type=int, default=32, help="texts a step (ours: 32); memory grows")
     args = p.parse_args()
 
     device, dtype, machine = pick_device(args)
@@ -137,11 +126,8 @@ def main():
 
     labels = ", ".join(f"{label!r} {count}" for label, count in zip(info["labels"], y.bincount()))
     size = sum(p.numel() for p in encoder.parameters()) / 1e6
-    say(
-        f"step 1 | {machine} | {args.model}, {size:.1f}M parameters, {args.pool} | {args.task}: {len(y)} ",
-        f"English rows ({labels}), {len(dev_y)} dev | {args.epochs} epochs",
-        sep="",
-    )
+    say(f"step 1 | {machine} | {args.model}, {size:.1f}M parameters, {args.epochs} epochs")
+    say(f"{args.task}: {len(y)} English rows, labels {labels}; {len(dev_y)} dev rows")
     cut = sum(len(row["input_ids"]) >= encoder.max_len for row in rows)
     if cut:
         say(f"{cut} texts have more than {encoder.max_len} tokens: only their beginning is read")

@@ -17,8 +17,8 @@ import torch
 import torch.nn.functional as F
 
 from common import ARCHES, CLOSED, RANK, WORLD, Aligner, Cache, Inside, UserError, bar, encode
-from common import file_name, fixed_order, hold_out, language, load_encoder, load_task
-from common import load_translated, make_optimizer, make_parser, number, pad, parallel, pick_device
+from common import file_name, fixed_order, hold_out, load_encoder, load_task
+from common import load_translated, make_optimizer, make_parser, pad, parallel, pick_device
 from common import random_batches, run, save, say, warn
 
 MOST = 2_000  # rows that P@1 and the domain gap are measured on
@@ -27,8 +27,6 @@ WARN_GAP = 0.15  # above: pairs of another domain; the task's own have 0.02, oth
 
 
 # The paper: FC or AE, trained by Eq. 1 ----------------------------------------------------------
-
-
 def fit(aligner, x, y, held_x, held_y, epochs=30, lr=1e-3, batch=128, weight_decay=1.0, seed=0):
     """Minimise Eq. 1, the mean squared error between A(e(d_en)) and e(T(d_en)) (paper, Step 2).
 
@@ -61,14 +59,6 @@ def fit(aligner, x, y, held_x, held_y, epochs=30, lr=1e-3, batch=128, weight_dec
 
 
 # Not in the paper: closed forms, as in MUSE and vecmap ------------------------------------------
-
-
-def covariance(a, b):
-    """Centred a^T b / N of a, b (N, D) in fp64, in blocks so that no fp64 copy is made: (D, D)."""
-    total = sum(p.double().T @ q.double() for p, q in zip(a.split(8_192), b.split(8_192)))
-    return total / len(a) - torch.outer(a.mean(0).double(), b.mean(0).double())
-
-
 def solve(arch, x, y, held_x, held_y):
     """The Aligner A(x) = (x - mean_x) W + mean_y of the pairs x, y (N, D), in closed form.
 
@@ -80,12 +70,13 @@ def solve(arch, x, y, held_x, held_y):
         raise ValueError(f"arch {arch!r} is none of {', '.join(CLOSED)}")
     aligner = Aligner(arch, x.shape[1])
     aligner.mean_x, aligner.mean_y = x.mean(0), y.mean(0)
+    X, Y = (x - x.mean(0)).double(), (y - y.mean(0)).double()
     if arch == "procrustes":
-        u, _, vt = torch.linalg.svd(covariance(x, y))
+        u, _, vt = torch.linalg.svd(X.T @ Y)
         aligner.f.weight.data = (u @ vt).T.float().contiguous()
     if arch == "linear":
-        values, V = torch.linalg.eigh(covariance(x, x))  # X^T X = V diag(values) V^T
-        right, best = V.T @ covariance(x, y - x), float("inf")
+        values, V = torch.linalg.eigh(X.T @ X)  # X^T X = V diag(values) V^T
+        right, best = V.T @ X.T @ (Y - X), float("inf")
         for r in RIDGES:
             W = torch.eye(len(V)) + V @ (right / (values + r * values.mean())[:, None])
             mse = F.mse_loss((held_x - x.mean(0)) @ W.float() + y.mean(0), held_y).item()
@@ -95,17 +86,13 @@ def solve(arch, x, y, held_x, held_y):
 
 
 # Ours: A inside the frozen LM -------------------------------------------------------------------
-
-
 def fit_inside(inside, encoder, texts, y, held, held_y, epochs=4, lr=1e-3, batch=32, seed=0):
-    """Minimise Eq. 1 reversed, |e_A(T(d)) - e(d)|^2, where e_A is the frozen LM with A in it.
-
-    texts T(d), N of them; y = e(d) (N, D). Leaves the epoch of the best held-out MSE in `inside`;
-    returns the held-out MSE after each epoch."""
-    model = parallel(inside.to(encoder.device))
+    """Minimise Eq. 1 reversed, |e_A(T(d)) - e(d)|^2, where e_A is the frozen LM with A in it: texts T(d),
+    y = e(d) (N, D). Leaves the epoch of the best held-out MSE in `inside`; returns all of them."""
+    model = parallel(inside.to(encoder.lm.device))
     steps = epochs * -(-len(texts) // batch)
     optimizer, schedule = make_optimizer(inside.parameters(), lr, steps, weight_decay=0.01)
-    scaler = torch.amp.GradScaler(encoder.device.type, enabled=encoder.lm.dtype == torch.float16)
+    scaler = torch.amp.GradScaler(encoder.lm.device.type, enabled=encoder.lm.dtype == torch.float16)
     generator = torch.Generator().manual_seed(seed)
     rows = encoder.tokenize(texts)
 
@@ -114,10 +101,9 @@ def fit_inside(inside, encoder, texts, y, held, held_y, epochs=4, lr=1e-3, batch
         cut = random_batches([len(row["input_ids"]) for row in rows], batch, generator)
         for index in bar(cut, desc=f"inside {epoch}/{epochs}"):
             index = index[RANK::WORLD] or index[:1]  # under torchrun: this rank's share
-            inputs = pad([rows[i] for i in index], encoder.tokenizer, encoder.device)
-            loss = F.mse_loss(
-                model(encoder, inputs), y[index].to(encoder.device)
-            )  # Eq. 1, reversed
+            inputs = pad([rows[i] for i in index], encoder.tokenizer, encoder.lm.device)
+            predicted = model(encoder, inputs)  # e_A(T(d)), (B, D)
+            loss = F.mse_loss(predicted, y[index].to(predicted.device))  # Eq. 1, reversed
             optimizer.zero_grad()
             scaler.scale(loss).backward()
             scaler.step(optimizer)
@@ -132,30 +118,19 @@ def fit_inside(inside, encoder, texts, y, held, held_y, epochs=4, lr=1e-3, batch
 
 
 # Report -----------------------------------------------------------------------------------------
-
-
 def measure(predicted, y, mean):
-    """MSE, cosine, R^2 and P@1 of predicted (N, D) for y (N, D); mean (D,) of the training targets.
-    P@1: share of the rows whose nearest y by cosine is their own."""
-    mse, nearest = F.mse_loss(predicted, y).item(), F.normalize(y[:MOST], dim=1)
-    similarity = F.normalize(predicted[:MOST], dim=1) @ nearest.T  # (N, N)
-    return {
-        "mse": mse,
-        "cosine": F.cosine_similarity(predicted, y).mean().item(),
-        "r2": 1 - mse / F.mse_loss(mean.expand_as(y), y).item(),
-        "p1": (similarity.argmax(1) == torch.arange(len(similarity))).float().mean().item(),
-        "variance": (predicted.var(0).sum() / y.var(0).sum()).item(),
-    }
-
-
-def domain_gap(pairs, task):
-    """Distance of the means of pairs (N, D) and task text (M, D), in spreads of the task: 0 if alike."""
-    return ((pairs.mean(0) - task.mean(0)).norm() / task.var(0).sum().sqrt()).item()
+    """MSE, cosine, R^2, P@1 and share of the variance of predicted (N, D) for y (N, D); mean (D,) of the
+    training targets. P@1: share of the rows whose nearest y by cosine is their own."""
+    mse, cosine = F.mse_loss(predicted, y).item(), F.cosine_similarity(predicted, y).mean().item()
+    r2 = 1 - mse / F.mse_loss(mean.expand_as(y), y).item()
+    similarity = F.normalize(predicted[:MOST], dim=1) @ F.normalize(y[:MOST], dim=1).T  # (N, N)
+    p1 = (similarity.argmax(1) == torch.arange(len(similarity))).float().mean().item()
+    variance = (predicted.var(0).sum() / y.var(0).sum()).item()
+    return {"mse": mse, "cosine": cosine, "r2": r2, "p1": p1, "variance": variance}
 
 
 def report(predicted, x, y, mean):
-    """Print how near A's output (N, D) comes to y on held-out pairs x, y, beside its floors, with
-    warnings; returns the numbers."""
+    """Print measures of A's output (N, D) on held-out pairs x, y, beside their floors; returns them."""
     rows = {"A": measure(predicted, y, mean), "identity": measure(x, y, mean)}
     rows["mean"] = measure(mean.expand_as(y), y, mean)
     say(f"{len(y):5d} held-out pairs       MSE   cosine      R^2      P@1")
@@ -174,9 +149,9 @@ def report(predicted, x, y, mean):
 
 
 def check_pairs(english, target, x, y, task):
-    """Warn of pairs that are none or of another domain; x = e(english), y = e(target), task (M, D).
-    Returns the domain gap."""
-    gap, gap_y = domain_gap(x, task), domain_gap(y, task)
+    """Warn of pairs that are none, or of another domain than task (M, D); returns the domain gap."""
+    spread = task.var(0).sum().sqrt()  # gap: distance of the means, 0 if alike
+    gap, gap_y = ((t.mean(0) - task.mean(0)).norm().div(spread).item() for t in (x, y))
     say(f"domain gap of the pairs' English to the task's: {gap:.2f}")
     if gap > WARN_GAP:
         warn(f"the pairs are far from the task's text, {gap:.2f}: expect little or no gain")
@@ -185,7 +160,7 @@ def check_pairs(english, target, x, y, task):
     text, count = Counter(target).most_common(1)[0]
     if count > max(2, len(target) / 100):
         warn(
-            f"{count} rows have the translation {text[0][:40]!r}; {len(set(target))} are different"
+            f"{count} rows share a translation, {text[0][:30]!r}; {len(set(target))} are different"
         )
     same = sum(source == translation for source, translation in zip(english, target))
     if same > len(target) / 10:
@@ -196,17 +171,9 @@ def check_pairs(english, target, x, y, task):
 def main():
     p = make_parser(__doc__)
     flag = p.add_argument
-    flag(
-        "--lang", required=True, type=language, help="target language, a folder beside en, e.g. ko"
-    )
-    flag(
-        "--n",
-        type=number(int, 1),
-        help="pairs (default: 20,000, or all if fewer; paper: 5K to 50K)",
-    )
-    arch = (
-        "fc (default), ae: the paper's; linear, procrustes, shift: closed forms; inside: in the LM"
-    )
+    flag("--lang", required=True, help="target language, a folder beside en, e.g. ko")
+    flag("--n", type=int, help="pairs (default: 20,000, or all if fewer; paper: 5K to 50K)")
+    arch = "the paper's fc (default), ae; closed forms linear, procrustes, shift; or inside the LM"
     flag("--arch", choices=ARCHES, default="fc", help=arch)
     flag("--reverse", action="store_true", help="A maps target to English, as inside always does")
     flag("--data", help="root of the data, if it moved since step 1")
@@ -220,9 +187,7 @@ def main():
     english, target, _ = load_translated(info, args.lang, args.n)
     train, held = hold_out(english)
     say(
-        f"step 2 | {machine} | LM frozen | en-{args.lang}: {len(train)} pairs + {len(held)} held out, ",
-        f"{sum(len(part) for text in english for part in text):,} characters translated",
-        sep="",
+        f"step 2 | {machine} | en-{args.lang}: {len(train)} pairs + {len(held)} held out, LM frozen"
     )
     x, y = cache(english, "encode en"), cache(target, f"encode {args.lang}")
     task, _ = load_task(info, "en", "train")
@@ -247,8 +212,8 @@ def main():
             aligner = Aligner(args.arch, encoder.dim).to(device)
             fit(aligner, *parts, seed=args.seed)
         predicted = aligner.map(x[held])
-    size, way = sum(p.numel() for p in aligner.parameters()), " to English" if reverse else ""
-    say(f"A: {args.arch}{way}, {size:,} parameters")
+    way, size = "target to English" if reverse else "English to target", aligner.parameters()
+    say(f"A: {args.arch}, {way}, {sum(p.numel() for p in size):,} parameters")
     numbers = report(predicted, x[held], y[held], y[train].mean(0))
 
     told = {"lang": args.lang, "method": "rev" if reverse else "langalign", "arch": args.arch}

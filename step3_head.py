@@ -3,7 +3,10 @@
     python step3_head.py --lang ko                       # LangAlign: head on A(e(d_en))
     python step3_head.py --lang ko --residuals           # ours: head on A(e(d_en)) + r
     python step3_head.py --lang ko --method rev          # Rev-LangAlign: A at inference, of --reverse
-    python step3_head.py --lang ko --method translated   # a baseline; --help lists the others
+
+Baselines for --method: english (always made along), native target rows, translated rows, mixed
+(translations, and English of the rows that have none), centred (English moved onto the mean of
+--unlabelled target text: no translation at all).
 
 Reads   <out>/ of step 1, for langalign and rev an aligner of step 2, and <data>/<task>/.
 Writes  <out>/head-<lang>-....pt: what inference needs besides encoder/ and embed.pt; head-english.pt.
@@ -15,9 +18,9 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
-from common import METHODS, Cache, UserError, add_choice, bar, build_aligner, file_name, find, load
+from common import Cache, UserError, add_choice, bar, build_aligner, file_name, find, load
 from common import load_encoder, load_english, load_task, load_translated, logits, make_parser
-from common import number, pick_device, read_lines, run, save, say, warn
+from common import pick_device, read_lines, run, save, say, warn
 
 EPOCHS, STEPS, BATCH = 10, 2_000, 64  # epochs and steps: both at least, for few rows; ours
 SEEDS, L2 = 5, 0.05  # heads, weight of |w|^2; ours
@@ -93,19 +96,11 @@ def make_head(method, args, encoder, info, heads=None):
     x, y, n = training_rows(method, args, info, cache)
     _, _, dev_texts, dev_y = load_english(info)
     dev_x, residuals = cache(dev_texts, "encode dev"), None
-    told = {
-        "lang": args.lang if method != "english" else "",
-        "method": method,
-        "n": n,
-        "arch": None,
-    }
+    told = {"lang": args.lang if method != "english" else "", "method": method, "n": n}
 
     if method in ("langalign", "rev"):
-        make = f"python step2_align.py --out {args.out} --lang {args.lang} --arch {args.arch}"
-        make += " --reverse" if method == "rev" else ""
         name = {"lang": args.lang, "method": method, "arch": args.arch, "seed": args.seed}
-        path = find(args.out, make, "align", args.n or "any", **name)
-        art = load(path, "align", make, encoder.digest)
+        art = load(find(args.out, "align", args.n or "*", **name), "align", encoder.digest)
         told |= {"arch": art["arch"], "n": art["n"]}
     if method == "langalign":
         aligner = build_aligner(art, encoder.lm)
@@ -116,17 +111,20 @@ def make_head(method, args, encoder, info, heads=None):
 
     if heads is None:
         seeds = [1000 * args.seed + s for s in range(args.seeds)]
-        x, classes = x.to(encoder.device), len(info["labels"])
+        x, classes = x.to(encoder.lm.device), len(info["labels"])
         heads = train_heads(x, y, classes, residuals, seeds, args.l2)
     dev = (logits(heads, dev_x).argmax(2) == dev_y).double().mean(1)  # (S,)
     majority = (dev_y.bincount().max() / len(dev_y)).item()
 
-    told |= {"residuals": residuals is not None, "l2": 0 if args.l2 == L2 else args.l2}
-    told |= {"seeds": 0 if args.seeds == SEEDS else args.seeds, "seed": args.seed}
+    told |= {"arch": told.get("arch"), "residuals": residuals is not None, "seed": args.seed}
+    told |= {
+        "l2": 0 if args.l2 == L2 else args.l2,
+        "seeds": 0 if args.seeds == SEEDS else args.seeds,
+    }
     path = Path(args.out, file_name("head", **told))
-    what = METHODS[method] + (" + residuals" if told["residuals"] else "")
+    what = "with residuals, " if told["residuals"] else ""
     accuracy = f"{dev.mean():.2%} +- {dev.std(correction=0):.2%}, majority class {majority:.2%}"
-    say(f"{method}: {what}, {len(x)} rows; English dev accuracy {accuracy} -> {path}")
+    say(f"{method}: {what}{len(x)} rows; English dev accuracy {accuracy} -> {path}")
     if dev.mean() <= majority:
         warn(f"on English dev rows no better than the majority class, {majority:.2%}")
     told |= {"labels": info["labels"], "pair": info["pair"], "heads": heads}
@@ -141,9 +139,9 @@ def main():
     add_choice(p)
     flag = p.add_argument
     flag("--unlabelled", metavar="FILE", help="for centred: target text, a line each")
-    flag("--seeds", type=number(int, 1), default=SEEDS, help="heads, each of own start (ours: 5)")
+    flag("--seeds", type=int, default=SEEDS, help="heads, each of own start (ours: 5)")
     l2 = "weight of |w|^2: keeps the head off directions that languages do not share (ours: 0.05)"
-    flag("--l2", type=number(float, 0), default=L2, help=l2)
+    flag("--l2", type=float, default=L2, help=l2)
     flag("--data", help="root of the data, if it moved since step 1")
     args = p.parse_args()
     if not args.lang and args.method != "english":
