@@ -31,9 +31,8 @@ DEFAULT_N = 20_000  # translated pairs; the paper uses 5K to 50K
 SHARD = 5_000  # embeddings in a cache file: the most that a killed run can lose
 ROWS = "label text", "label text text_b"  # headers of train, dev and test.tsv
 PAIRS = "label text translation", "label text text_b translation translation_b"  # of translated.tsv
-
-
 METHODS = "english", "centred", "langalign", "rev", "mixed", "translated", "native"  # see step 3
+HEADS = {"seeds": 5, "l2": 0.05, "seed": 0}  # defaults of step 3: a file's name says what differs
 
 
 class UserError(ValueError):
@@ -55,7 +54,8 @@ class Encoder(nn.Module):
         super().__init__()
         for name, module in lm.named_modules():  # RoBERTa's positions begin behind its padding id
             if name.endswith("position_embeddings") and isinstance(module, nn.Embedding):
-                max_len = min(max_len, module.num_embeddings - 1 - (module.padding_idx or -1))
+                first = 0 if module.padding_idx is None else module.padding_idx + 1
+                max_len = min(max_len, module.num_embeddings - first)
         lm.pooler = None  # BERT's own: unused here
         self.lm, self.tokenizer, self.pool, self.dim = lm, tokenizer, pool, lm.config.hidden_size
         self.max_len = min(max_len, tokenizer.model_max_length)
@@ -90,13 +90,15 @@ def batches(lengths, budget):
         order = order[size:]
 
 
-def random_batches(lengths, batch, generator):
-    """Row numbers in batches of `batch` rows of similar length, in random order: an epoch of training."""
-    out = []
-    for rows in torch.randperm(len(lengths), generator=generator).split(50 * batch):
-        rows = sorted(rows.tolist(), key=lambda i: lengths[i])
-        out += [rows[i : i + batch] for i in range(0, len(rows), batch)]
-    return [out[i] for i in torch.randperm(len(out), generator=generator).tolist()]
+def shuffled(encoder, rows, batch, generator, progress):
+    """An epoch: (row numbers, their `pad`), batches of rows of similar length in random order."""
+    cut = []
+    for pool in torch.randperm(len(rows), generator=generator).split(50 * batch):
+        pool = sorted(pool.tolist(), key=lambda i: len(rows[i]["input_ids"]))
+        cut += [pool[i : i + batch] for i in range(0, len(pool), batch)]
+    for number in bar(torch.randperm(len(cut), generator=generator).tolist(), desc=progress):
+        index = cut[number][RANK::WORLD] or cut[number][:1]  # under torchrun: this rank's share
+        yield index, pad([rows[i] for i in index], encoder.tokenizer, encoder.lm.device)
 
 
 def make_optimizer(weights, lr, steps, weight_decay=0.0):
@@ -127,9 +129,8 @@ def encode(encoder, texts, batch_tokens=None, progress="encode"):
     out = torch.zeros(len(texts), encoder.dim)
     out[order] = torch.cat(parts).cpu()
     out = sum_over_ranks(out, texts)
-    if not (finite := out.isfinite().all(1)).all():
-        bad = finite.int().argmin().item()
-        raise UserError(f"text {bad + 1}: its embedding is not finite; try --amp off: {texts[bad]}")
+    for i in (~out.isfinite().all(1)).nonzero().flatten().tolist():
+        raise UserError(f"text {i + 1}: its embedding is not finite; try --amp off: {texts[i]}")
     return out
 
 
@@ -137,14 +138,6 @@ def encode(encoder, texts, batch_tokens=None, progress="encode"):
 DEPTH = {"fc": 2, "ae": 3}  # layers: ae's is the paper's, fc's is ours, readings of it differ
 CLOSED = "linear", "procrustes", "shift"  # not in the paper, see step2_align.py
 ARCHES = *DEPTH, *CLOSED, "inside"
-
-
-def mlp(widths, dropout):
-    """Linear layers between consecutive widths; ReLU and dropout between them, not after the last."""
-    layers = []
-    for width_in, width_out in pairwise(widths):
-        layers += [nn.Linear(width_in, width_out), nn.ReLU(), nn.Dropout(dropout)]
-    return nn.Sequential(*layers[:-2])
 
 
 class Aligner(nn.Module):
@@ -161,11 +154,15 @@ class Aligner(nn.Module):
             raise ValueError(f"arch {arch!r} is none of {', '.join((*DEPTH, *CLOSED))}")
         depth = depth or DEPTH.get(arch)
         self.config = {"arch": arch, "dim": dim, "depth": depth, "width": width, "dropout": dropout}
-        if arch == "fc":
-            self.f = mlp([dim] + [width or dim] * (depth - 1) + [dim], dropout)
-        elif arch == "ae":
-            down = np.linspace(dim, width or dim // 2, depth + 1).round().astype(int).tolist()
-            self.f = mlp(down + down[-2::-1], dropout)
+        if arch in DEPTH:
+            widths = [dim] + [width or dim] * (depth - 1) + [dim]
+            if arch == "ae":
+                down = np.linspace(dim, width or dim // 2, depth + 1).round().astype(int).tolist()
+                widths = down + down[-2::-1]
+            layers = []
+            for width_in, width_out in pairwise(widths):
+                layers += [nn.Linear(width_in, width_out), nn.ReLU(), nn.Dropout(dropout)]
+            self.f = nn.Sequential(*layers[:-2])  # nothing after the last linear layer
         else:
             self.f = nn.Identity() if arch == "shift" else nn.Linear(dim, dim, bias=False)
         for name, start in {"mean_x": 0.0, "scale_x": 1.0, "mean_y": 0.0}.items():
@@ -243,8 +240,6 @@ def logits(heads, x):
 
 # Data: <root>/<task>/<lang>/{train,dev,test,translated}.tsv, see data/README.md ------------------
 # info: {"data": root, "task", "labels": [...], "pair": bool}, from describe_task or load_encoder
-
-
 def read_lines(path):
     """Lines of a UTF-8 file, composed (NFC), whatever ends them. UserError with file and line."""
     try:
@@ -259,16 +254,13 @@ def read_lines(path):
 
 
 def read_tsv(path, *headers):
-    """Rows of a tab-separated file without quoting whose header is one of `headers`, as tuples; row i
-    stands on line i + 2. UserError with file and line."""
+    """Rows, as tuples, of a tab-separated file without quoting whose header is one of `headers`."""
     header, *rows = [tuple(line.split("\t")) for line in read_lines(path)]
     if " ".join(header) not in headers:
         raise UserError(f"{path}:1: header {header}, not, between tabs: {' or: '.join(headers)}")
     for line, row in enumerate(rows, 2):
         if len(row) != len(header) or row[1:] == header[1:]:
-            raise UserError(
-                f"{path}:{line}: {len(row)} columns, not {len(header)}, or a second header"
-            )
+            raise UserError(f"{path}:{line}: not {len(header)} columns, or a second header")
         if not all(cell.strip() for cell in row[1:]):
             raise UserError(f"{path}:{line}: an empty text; fill it or delete the row")
     if len(rows) < 2:
@@ -290,14 +282,12 @@ def describe_task(data, task):
     """The info of a task from en/train.tsv. UserError if two labels look alike."""
     path = Path(data, task, "en", "train.tsv")
     rows = read_tsv(path, *ROWS)
-    labels, seen = sorted({row[0] for row in rows}), {}
-    for label in labels:
-        plain = unicodedata.normalize("NFKC", re.sub(r"[\u200b-\u200d\ufeff]", "", label))
-        other = seen.setdefault(plain.strip().casefold(), label)
-        if other != label or not plain.strip() or len(labels) < 2:
-            raise UserError(
-                f"{path}: labels {other!r}, {label!r}: give two or more, no look-alikes"
-            )
+    labels = sorted({row[0] for row in rows})
+    seen = [re.sub(r"[\u200b-\u200d\ufeff]", "", label) for label in labels]  # no zero width
+    seen = [unicodedata.normalize("NFKC", label).strip().casefold() for label in seen]
+    alike = [label for label, look in zip(labels, seen) if not look or seen.count(look) > 1]
+    if alike or len(labels) < 2:
+        raise UserError(f"{path}: labels {alike or labels}: give two or more, no look-alikes")
     if len(labels) > max(2, len(rows) / 10):
         warn(f"{path}: {len(labels)} classes in {len(rows)} rows; is the label the first column?")
     return {"data": str(data), "task": task, "labels": labels, "pair": len(rows[0]) == 3}
@@ -367,8 +357,11 @@ def write_whole(path, content):
             path.parent.mkdir(parents=True, exist_ok=True)
             temporary.write_bytes(content)
             temporary.replace(path)
+    except OSError as err:  # a full disk's own message names no file
+        raise UserError(f"{path}: {err.strerror}; make room, or write to another folder")
     finally:
-        temporary.unlink(missing_ok=True)
+        if temporary.exists():
+            temporary.unlink()
     if WORLD > 1:
         dist.barrier()
 
@@ -381,25 +374,26 @@ def save(path, kind, **content):
 
 
 def load(path, kind, lm=None):
-    """The dict in a .pt file, checked: whole, of this kind, of the LM of digest `lm`; no code in it runs.
-    UserError that names the script that makes it."""
-    make = MAKES.get(kind, "the script again, after deleting it")
+    """The dict in a .pt file; UserError unless whole, of this kind and of the LM of digest `lm`."""
+    why = f"not of kind {kind}, or of another LM or task than encoder/"
     try:
-        why = zipfile.ZipFile(path).testzip()
+        with zipfile.ZipFile(path) as whole:
+            if whole.testzip():
+                raise ValueError("a checksum is wrong")
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        if content.get("kind") == kind and lm in (None, content["lm"]):
+            return content
     except Exception as err:  # zip and pickle readers raise their own
-        why, content = getattr(err, "strerror", None) or "damaged", {}
-    if not why and content["kind"] == kind and lm in (None, content["lm"]):
-        return content
-    why = why or f"not of kind {kind}, or of another LM or task than encoder/"
+        why = getattr(err, "strerror", None) or "damaged"
+    make = MAKES.get(kind, "the script again, after deleting it")
     raise UserError(f"{path}: {why}; make it with the same flags: python {make}")
 
 
 def file_name(kind, lang, method, arch=None, n=None, residuals=False, **options):
-    """Name of a file of step 2 or 3 by what it is: head-ko-fc-n20000-residuals.pt. Left out: the trunk's
-    defaults, what is None or 0; options: l2, seeds, seed."""
-    parts = [kind, lang, method if method != "langalign" else "", arch, f"n{n}" if n else ""]
-    parts += ["residuals" if residuals else ""] + [f"{k}{v}" for k, v in options.items() if v]
+    """Name of a file of step 2 or 3, without defaults; options: seed, l2, seeds."""
+    parts = [kind, lang, "" if method == "langalign" else method, arch]
+    parts += [f"n{n}" if n else "", "residuals" if residuals else ""]
+    parts += [f"{name}{value}" for name, value in options.items() if value != HEADS[name]]
     return "-".join(part for part in parts if part) + ".pt"
 
 
@@ -420,11 +414,9 @@ def load_pretrained(name, pool="mean", max_len=256):
     try:
         tokenizer = transformers.AutoTokenizer.from_pretrained(name, trust_remote_code=False)
         lm, told = transformers.AutoModel.from_pretrained(name, **options)
-        missing = [key for key in told["missing_keys"] if "pooler" not in key]
-        if missing or lm.config.is_encoder_decoder or tokenizer.pad_token_id is None:
-            raise UserError(
-                f"{type(lm).__name__}: no encoder, or without padding, or {missing[:2]}"
-            )
+        lost = [key for key in told["missing_keys"] if "pooler" not in key][:2]
+        if lost or lm.config.is_encoder_decoder or tokenizer.pad_token_id is None:
+            raise ValueError(f"{type(lm).__name__}: no encoder, or without padding, or {lost}")
     except Exception as err:  # hub, file and class each raise their own
         why = " ".join(str(err).split())[:150]
         if "sentencepiece" in why or "tiktoken" in why:
@@ -459,16 +451,15 @@ class Cache:
 
     def __init__(self, encoder, out, batch_tokens=None):
         self.encoder, self.batch_tokens, self.rows = encoder, batch_tokens, {}  # rows: key -> (D,)
-        inside = encoder.inside.digest[:16] if encoder.inside else "plain"
-        name = f"{encoder.digest[:16]}-{inside}-{str(encoder.lm.dtype)[6:]}"
-        self.folder = Path(out, "cache", name)
+        self.folder = Path(out, "cache", f"{encoder.digest[:16]}-{str(encoder.lm.dtype)[6:]}")
         for path in sorted(self.folder.glob("*.pt")):
             art = load(path, "cache", encoder.digest)
             self.rows.update(zip(art["keys"], art["embeddings"]))
 
     def __call__(self, texts, progress="encode"):
         """Texts -> (N, D) fp32, encoded now or before."""
-        keys = [digest_of("\t".join(text))[:32] for text in texts]
+        inside = self.encoder.inside.digest if self.encoder.inside else ""
+        keys = [digest_of(inside, "\t".join(text))[:32] for text in texts]
         new = [item for item in dict(zip(keys, texts)).items() if item[0] not in self.rows]
         for start in range(0, len(new), SHARD * WORLD):  # a fixed cut: a killed run goes on alike
             part = dict(new[start : start + SHARD * WORLD])
@@ -480,7 +471,6 @@ class Cache:
 
 
 # Several GPUs: torchrun starts WORLD processes, this is RANK; rank 0 alone prints and writes -------
-
 WORLD = int(os.environ.get("WORLD_SIZE", "1"))
 RANK = int(os.environ.get("RANK", "0")) if WORLD > 1 else 0
 
@@ -541,8 +531,7 @@ def add_choice(p):
 
 
 def pick_device(args):
-    """(device, dtype of the LM, None: fp32; both in words) of --device and --amp. UserError for a flag that
-    makes no sense: this is the first that a script calls."""
+    """(device, dtype of the LM, None: fp32; both in words) of the flags, which are checked first."""
     for name, value in vars(args).items():
         low = 0 if name in ("seed", "epochs", "lr", "l2") else 1
         if type(value) in (int, float) and not value >= low:
@@ -550,20 +539,23 @@ def pick_device(args):
     if not re.fullmatch(r"[A-Za-z0-9_-]+", getattr(args, "lang", None) or "en"):
         raise UserError(f"--lang {args.lang!r}: give a language code such as ko")
     there = torch.accelerator.current_accelerator(True) or torch.device("cpu")
-    if args.device and args.device.split(":")[0] not in ("cpu", there.type):
-        raise UserError(f"--device {args.device}: here are cpu and {there.type}")
-    device = torch.device(args.device or there)
+    try:
+        device = torch.zeros(1, device=args.device or there).device
+    except (RuntimeError, AssertionError):
+        raise UserError(f"--device {args.device}: here are cpu and {there}")
     if WORLD > 1 and device.type == "cuda":
         device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
         torch.cuda.set_device(device)
     if WORLD > 1 and not dist.is_initialized():
         dist.init_process_group()
-    has = torch.cpu.get_capabilities() if device.type == "cpu" else {}
-    native = has.get("avx512_bf16") or has.get("amx_bf16")
     if device.type == "cuda":
-        native = torch.cuda.is_bf16_supported(including_emulation=False)
-    auto = "bf16" if native else "fp16" if device.type == "cuda" else "off"
-    amp = auto if args.amp == "auto" else args.amp
+        native, other = torch.cuda.is_bf16_supported(including_emulation=False), "fp16"
+    else:
+        has = torch.cpu.get_capabilities() if device.type == "cpu" else {}
+        native, other = has.get("avx512_bf16") or has.get("amx_bf16"), "off"
+    amp = args.amp
+    if amp == "auto":
+        amp = "bf16" if native else other
     dtype = {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16}[amp]
     return device, dtype, f"{WORLD} x {device}, amp {amp} ({'' if native else 'no '}native bf16)"
 
@@ -574,7 +566,9 @@ def run(main):
     transformers.logging.disable_progress_bar()
     try:
         main()
-    except (UserError, OSError, torch.OutOfMemoryError) as err:  # OSError: disk full, broken pipe
+    except BrokenPipeError:  # `| head` has what it wants
+        os._exit(141)
+    except (UserError, OSError, torch.OutOfMemoryError) as err:
         print("error:", " ".join(str(err).split())[:400], file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:

@@ -18,9 +18,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from common import METHODS, PAIRS, ROWS, Cache, UserError, add_choice, build_aligner, encode
-from common import file_name, find, load, load_encoder, load_task, logits, make_parser, pick_device
-from common import read_tsv, run, say, warn, write_whole
+from common import HEADS, METHODS, PAIRS, ROWS, Cache, UserError, add_choice, build_aligner, encode
+from common import find, load, load_encoder, load_task, logits, make_parser, pick_device, read_tsv
+from common import run, say, warn, write_whole
 
 BOOTSTRAP = 10_000  # resamples behind a 95% interval
 CHUNK = 1_024  # lines that --predict labels at once: constant memory, order kept
@@ -50,50 +50,49 @@ def bootstrap(gains, premises):
 
 def count_leaks(texts, info, lang):
     """Number of the texts that stand in training files, too, with a warning."""
-    root, width, seen = Path(info["data"], info["task"]), len(texts[0]), set()
-    for name in f"{lang}/train", f"{lang}/translated", "en/train":
-        path = root / f"{name}.tsv"
+    width, seen = len(texts[0]), set()
+    for name in f"{lang}/train.tsv", f"{lang}/translated.tsv", "en/train.tsv":
+        path = Path(info["data"], info["task"], name)
         rows = read_tsv(path, *ROWS, *PAIRS) if path.exists() else []
         seen |= {row[1 : 1 + width] for row in rows} | {row[-width:] for row in rows}
     count = sum(text in seen for text in texts)
     if count:
-        share = count / len(texts)
-        warn(f"{count} of the {lang} rows ({share:.1%}) are training rows, too: they flatter")
+        share = f"{count} of the {lang} rows ({count / len(texts):.1%})"
+        warn(f"{share} are training rows, too: they flatter")
     return count
 
 
 def evaluate(lang, heads, encoder, embed, info, split="test"):
     """A record a variant on a split of `lang`; heads that differ in the seed only are one variant."""
     texts, y = load_task(info, lang, split)
-    leaks = count_leaks(texts, info, lang)
+    shared = {"lang": lang, "split": split, "rows": len(y), "leaks": count_leaks(texts, info, lang)}
+    shared["majority"] = (y.bincount().max() / len(y)).item()
     premises = np.unique([text[0] for text in texts], return_inverse=True)[1]  # (N,)
-    variants = {}
+    hits = {}  # variant: (S, N), 1.0 where the head of a seed is right
     for head in heads:
-        name = file_name("head", **{field: head[field] for field in FIELDS})
-        variants.setdefault(name, []).append(head)
+        variant = tuple(head[field] for field in FIELDS)
+        hit = (logits_of(head, encoder, embed, texts).argmax(2) == y).double()
+        hits[variant] = torch.cat([hits[variant], hit]) if variant in hits else hit
 
-    records, hits = [], {}
-    for name, group in variants.items():
-        out = torch.cat([logits_of(head, encoder, embed, texts) for head in group])  # (S, N, C)
-        hits[name] = (out.argmax(2) == y).double()  # (S, N)
-        gains = (hits[name].mean(0) - hits["head-english.pt"].mean(0)).numpy()  # (N,)
-        record = {field: group[0][field] for field in FIELDS} | {"lang": lang, "split": split}
-        record |= {"heads": len(out), "rows": len(y), "leaks": leaks, "gain": gains.mean()}
-        record["majority"] = (y.bincount().max() / len(y)).item()
-        record["accuracy"] = hits[name].mean().item()
-        record["accuracy_std"] = hits[name].mean(1).std(correction=0).item()
+    records, english = [], next(iter(hits.values())).mean(0)  # (N,)
+    for variant, hit in hits.items():
+        gains = (hit.mean(0) - english).numpy()  # (N,)
+        record = dict(zip(FIELDS, variant)) | shared | {"heads": len(hit), "gain": gains.mean()}
+        record["accuracy"] = hit.mean().item()
+        record["accuracy_std"] = hit.mean(1).std(correction=0).item()
         records.append(record | {"interval": bootstrap(gains, premises)})
     return records
 
 
 def show(records):
     """Print the table of one language."""
-    first = "{lang}, {rows} {split} rows, majority class {majority:.2%}; +- over heads"
-    say(first.format(**records[0]))
+    say("{lang}, {rows} {split} rows, majority class {majority:.2%}".format(**records[0]))
     say(f"{'':32}     n  heads  accuracy    +-  points over english [95%]")
     for r in records:
-        parts = r["method"], r["arch"], r["residuals"] and "residuals", r["l2"] and f"l2 {r['l2']}"
-        line = f"  {' '.join(part for part in parts if part):28}{r['n'] or '-':>7}{r['heads']:7}"
+        name = f"{r['method']} {r['arch'] or ''}".strip()
+        name += " residuals" if r["residuals"] else ""
+        name += f" l2 {r['l2']:g}" if r["l2"] != HEADS["l2"] else ""
+        line = f"  {name:28}{r['n'] or '-':>7}{r['heads']:7}"
         line += f"{r['accuracy']:10.2%}{100 * r['accuracy_std']:6.2f}"
         if r["method"] != "english":
             low, high = r["interval"]
@@ -138,11 +137,10 @@ def predict(source, file, head, encoder, args):
     sys.stdout.reconfigure(encoding="utf-8")
     if args.all:
         print("label", *head["labels"], *["text"] * args.text, sep="\t")
-    done = 0
+    width, done = 1 + head["pair"], 0
     try:
-        while lines := list(itertools.islice(source, CHUNK)):
-            places = [f"{file}:{done + i}" for i in range(1, len(lines) + 1)]
-            texts = [read_text(line, 1 + head["pair"], p) for line, p in zip(lines, places)]
+        rows = (read_text(line, width, f"{file}:{i}") for i, line in enumerate(source, 1))
+        while texts := list(itertools.islice(rows, CHUNK)):
             out = logits_of(head, encoder, lambda t: encode(encoder, t, args.batch_tokens), texts)
             for text, row in zip(texts, out.softmax(2).mean(0).tolist()):  # (N, C)
                 numbers = [f"{p:.4f}" for p in (row if args.all else [max(row)])]
@@ -175,11 +173,9 @@ def main():
         with open(0 if args.predict == "-" else args.predict, "rb") as source:
             return predict(source, args.predict, head, encoder, args)
 
-    def embed(texts):
-        return Cache(encoder, args.out, args.batch_tokens)(texts, f"encode {args.split}")
-
-    paths = sorted(Path(args.out).glob("head-*.pt"))
-    heads = [load(path, "head", encoder.digest) for path in paths]
+    cache = Cache(encoder, args.out, args.batch_tokens)
+    paths = sorted(Path(args.out).glob("head-*.pt"), key=lambda path: len(path.name))
+    heads = [load(path, "head", encoder.digest) for path in paths]  # defaults first
     heads.sort(key=lambda head: (METHODS.index(head["method"]), head["n"] or 0))
     if not heads or heads[0]["method"] != "english":
         raise UserError(f"{args.out}: no heads; python step3_head.py --out {args.out} makes them")
@@ -188,7 +184,7 @@ def main():
     results = []
     for lang in langs:
         mine = [head for head in heads if head["lang"] in (lang, "")]
-        records = evaluate(lang, mine, encoder, embed, info, args.split)
+        records = evaluate(lang, mine, encoder, cache, info, args.split)
         show(records)
         results += records
     path = Path(args.out, "results.json" if args.split == "test" else "results-dev.json")

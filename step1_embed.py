@@ -11,6 +11,7 @@ Expect  TODO
 
 import copy
 import shutil
+import tempfile
 import time
 from pathlib import Path
 
@@ -18,27 +19,26 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from common import RANK, WORLD, UserError, bar, describe_task, encode, encoder_digest, load_english
-from common import load_pretrained, make_optimizer, make_parser, pad, parallel, pick_device
-from common import random_batches, run, save, say, warn
+from common import RANK, UserError, describe_task, encode, encoder_digest, load_english
+from common import load_pretrained, make_optimizer, make_parser, parallel, pick_device, run, save
+from common import say, shuffled, warn
 
 DROPOUT = 0.1  # between embedding and labels; ours
 
 
-def check_rows(encoder, rows, name):
+def check_rows(encoder, texts, rows, name):
     """UserError where training would fail: unknown text, or text that the LM has no room for."""
-    tokenizer, longest = encoder.tokenizer, max(rows, key=lambda row: len(row["input_ids"]))
-    ids = [i for row in rows for i in row["input_ids"] if i not in tokenizer.all_special_ids]
-    unknown = sum(row["input_ids"].count(tokenizer.unk_token_id) for row in rows)
+    special, unk = set(encoder.tokenizer.all_special_ids), encoder.tokenizer.unk_token_id
+    known = sum(i not in special for row in rows for i in row["input_ids"])
+    unknown = sum(row["input_ids"].count(unk) for row in rows)
+    lengths = [len(row["input_ids"]) for row in rows]
     try:
-        if len(ids) < max(len(rows), unknown):
-            raise ValueError(f"{len(ids)} known and {unknown} unknown tokens; no tokenizer files?")
-        with torch.no_grad():
-            if not encoder(pad([rows[0], longest], tokenizer, encoder.lm.device)).isfinite().all():
-                raise ValueError("an embedding is not finite")
+        if known < max(len(rows), unknown):
+            raise ValueError(f"{known} known and {unknown} unknown tokens; no tokenizer files?")
+        encode(encoder, [texts[0], texts[lengths.index(max(lengths))]])
     except (IndexError, RuntimeError, TypeError, ValueError) as err:
-        kind, tokens = type(encoder.lm).__name__, len(longest["input_ids"])
-        raise UserError(f"--model {name}: {kind} fails on texts of up to {tokens} tokens: {err}")
+        why = f"{type(encoder.lm).__name__} fails on texts of up to {max(lengths)} tokens: {err}"
+        raise UserError(f"--model {name}: {why}")
 
 
 def tune(encoder, texts, y, dev_texts, dev_y, epochs=3, lr=5e-5, batch=32, seed=0):
@@ -51,21 +51,20 @@ def tune(encoder, texts, y, dev_texts, dev_y, epochs=3, lr=5e-5, batch=32, seed=
     # languages know.
     encoder.lm.get_input_embeddings().requires_grad_(False)
     weights = [p for p in model.parameters() if p.requires_grad]
-    optimizer, schedule = make_optimizer(weights, lr, epochs * -(-len(y) // batch))
+    steps = -(-len(y) // batch)  # an epoch
+    optimizer, schedule = make_optimizer(weights, lr, epochs * steps)
     scaler = torch.amp.GradScaler(encoder.lm.device.type, enabled=encoder.autocast == torch.float16)
     generator = torch.Generator().manual_seed(seed)
     trained, rows = parallel(model), encoder.tokenize(texts)
 
-    history = []
+    history, best = [], -1.0
     for epoch in range(1, epochs + 1):
         model.train()
         encoder.eval()  # no dropout inside the LM: faster, and no worse on dev rows
-        total, cut = 0.0, random_batches([len(row["input_ids"]) for row in rows], batch, generator)
-        for index in bar(cut, desc=f"epoch {epoch}/{epochs}"):
-            index = index[RANK::WORLD] or index[:1]  # under torchrun: this rank's share
-            inputs = pad([rows[i] for i in index], encoder.tokenizer, encoder.lm.device)
+        total = 0.0
+        for i, inputs in shuffled(encoder, rows, batch, generator, f"epoch {epoch}/{epochs}"):
             logits = trained(inputs)  # (B, C)
-            loss = F.cross_entropy(logits, y[index].to(logits.device))
+            loss = F.cross_entropy(logits, y[i].to(logits.device))
             optimizer.zero_grad()
             scaler.scale(loss).backward()
             scaler.unscale_(optimizer)
@@ -74,15 +73,14 @@ def tune(encoder, texts, y, dev_texts, dev_y, epochs=3, lr=5e-5, batch=32, seed=
             scaler.update()
             schedule.step()
             total += loss.detach()
-        mean = float(total) / len(cut)
+        mean = float(total) / steps
         if not mean < float("inf"):
             raise UserError(f"the loss is {mean}: lower --lr {lr:g}, or try --amp off")
-        model.eval()
         dev_x = encode(encoder, dev_texts, progress="dev").to(encoder.lm.device)  # (M, D)
-        guess = head(dev_x).argmax(1).cpu()
-        history.append({"loss": mean, "dev": (guess == dev_y).double().mean().item()})
-        if history[-1]["dev"] > max([record["dev"] for record in history[:-1]], default=-1):
-            kept = copy.deepcopy(encoder.state_dict())
+        accuracy = (head(dev_x).argmax(1).cpu() == dev_y).double().mean().item()
+        history.append({"loss": mean, "dev": accuracy})
+        if accuracy > best:
+            best, kept = accuracy, copy.deepcopy(encoder.state_dict())
     encoder.load_state_dict(kept)
     return history
 
@@ -107,8 +105,9 @@ def main():
     flag("--model", default="data/toy/encoder", help="hub name or folder; paper: xlm-roberta-base")
     flag("--data", default="data/toy", help="root of <task>/<lang>/*.tsv (default: data/toy)")
     flag("--task", default="sentiment", help="folder below --data (default: sentiment)")
-    pool = "a text's vector: mean over tokens (default), or the first token; paper: unknown"
-    flag("--pool", choices=("mean", "cls"), default="mean", help=pool)
+    flag(
+        "--pool", choices=("mean", "cls"), default="mean", help="over tokens; cls: the first token"
+    )
     flag("--max-len", type=int, default=256, help="tokens; longer text is cut (ours: 256)")
     flag("--epochs", type=int, default=3, help="passes (ours: 3); 0: the LM as it is")
     flag("--lr", type=float, default=5e-5, help="peak rate (ours: 5e-5; small LMs: 1e-4)")
@@ -121,13 +120,14 @@ def main():
     encoder = load_pretrained(args.model, args.pool, args.max_len).to(device)
     encoder.autocast = dtype
     rows = encoder.tokenize(texts)
-    check_rows(encoder, rows, args.model)
-    Path(args.out).mkdir(parents=True, exist_ok=True)  # fails here, not after the training
+    check_rows(encoder, texts, rows, args.model)
+    Path(args.out).mkdir(parents=True, exist_ok=True)
+    tempfile.TemporaryFile(dir=args.out).close()  # a read-only folder fails now, not after training
 
-    labels = ", ".join(f"{label!r} {count}" for label, count in zip(info["labels"], y.bincount()))
+    counts = dict(zip(info["labels"], y.bincount().tolist()))
     size = sum(p.numel() for p in encoder.parameters()) / 1e6
     say(f"step 1 | {machine} | {args.model}, {size:.1f}M parameters, {args.epochs} epochs")
-    say(f"{args.task}: {len(y)} English rows, labels {labels}; {len(dev_y)} dev rows")
+    say(f"{args.task}: {len(y)} English rows, labels {counts}; {len(dev_y)} dev rows")
     cut = sum(len(row["input_ids"]) >= encoder.max_len for row in rows)
     if cut:
         say(f"{cut} texts have more than {encoder.max_len} tokens: only their beginning is read")

@@ -16,10 +16,9 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
-from common import ARCHES, CLOSED, RANK, WORLD, Aligner, Cache, Inside, UserError, bar, encode
-from common import file_name, fixed_order, hold_out, load_encoder, load_task
-from common import load_translated, make_optimizer, make_parser, pad, parallel, pick_device
-from common import random_batches, run, save, say, warn
+from common import ARCHES, CLOSED, Aligner, Cache, Inside, UserError, bar, encode, file_name
+from common import fixed_order, hold_out, load_encoder, load_task, load_translated, make_optimizer
+from common import make_parser, parallel, pick_device, run, save, say, shuffled, warn
 
 MOST = 2_000  # rows that P@1 and the domain gap are measured on
 RIDGES = 1e-3, 1e-2, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0  # shares of the inputs' mean variance
@@ -98,12 +97,9 @@ def fit_inside(inside, encoder, texts, y, held, held_y, epochs=4, lr=1e-3, batch
 
     history = []
     for epoch in range(1, epochs + 1):
-        cut = random_batches([len(row["input_ids"]) for row in rows], batch, generator)
-        for index in bar(cut, desc=f"inside {epoch}/{epochs}"):
-            index = index[RANK::WORLD] or index[:1]  # under torchrun: this rank's share
-            inputs = pad([rows[i] for i in index], encoder.tokenizer, encoder.lm.device)
+        for i, inputs in shuffled(encoder, rows, batch, generator, f"inside {epoch}/{epochs}"):
             predicted = model(encoder, inputs)  # e_A(T(d)), (B, D)
-            loss = F.mse_loss(predicted, y[index].to(predicted.device))  # Eq. 1, reversed
+            loss = F.mse_loss(predicted, y[i].to(predicted.device))  # Eq. 1, reversed
             optimizer.zero_grad()
             scaler.scale(loss).backward()
             scaler.step(optimizer)
@@ -119,11 +115,11 @@ def fit_inside(inside, encoder, texts, y, held, held_y, epochs=4, lr=1e-3, batch
 
 # Report -----------------------------------------------------------------------------------------
 def measure(predicted, y, mean):
-    """MSE, cosine, R^2, P@1 and share of the variance of predicted (N, D) for y (N, D); mean (D,) of the
-    training targets. P@1: share of the rows whose nearest y by cosine is their own."""
+    """How near predicted (N, D) is to y (N, D); mean (D,): of the training targets, for R^2."""
     mse, cosine = F.mse_loss(predicted, y).item(), F.cosine_similarity(predicted, y).mean().item()
     r2 = 1 - mse / F.mse_loss(mean.expand_as(y), y).item()
     similarity = F.normalize(predicted[:MOST], dim=1) @ F.normalize(y[:MOST], dim=1).T  # (N, N)
+    # P@1: share of the rows whose nearest y by cosine is their own
     p1 = (similarity.argmax(1) == torch.arange(len(similarity))).float().mean().item()
     variance = (predicted.var(0).sum() / y.var(0).sum()).item()
     return {"mse": mse, "cosine": cosine, "r2": r2, "p1": p1, "variance": variance}
@@ -159,9 +155,8 @@ def check_pairs(english, target, x, y, task):
         warn(f"the translations are nearer to the task's English, {gap_y:.2f}: columns swapped?")
     text, count = Counter(target).most_common(1)[0]
     if count > max(2, len(target) / 100):
-        warn(
-            f"{count} rows share a translation, {text[0][:30]!r}; {len(set(target))} are different"
-        )
+        shared = f"{count} rows share a translation, {text[0][:30]!r}"
+        warn(f"{shared}; {len(set(target))} are different")
     same = sum(source == translation for source, translation in zip(english, target))
     if same > len(target) / 10:
         warn(f"{same} of {len(target)} translations are the source itself")
@@ -186,9 +181,8 @@ def main():
     cache = Cache(encoder, args.out, args.batch_tokens)
     english, target, _ = load_translated(info, args.lang, args.n)
     train, held = hold_out(english)
-    say(
-        f"step 2 | {machine} | en-{args.lang}: {len(train)} pairs + {len(held)} held out, LM frozen"
-    )
+    counts = f"{len(train)} pairs + {len(held)} held out"
+    say(f"step 2 | {machine} | en-{args.lang}: {counts}, LM frozen")
     x, y = cache(english, "encode en"), cache(target, f"encode {args.lang}")
     task, _ = load_task(info, "en", "train")
     task = [task[i] for i in fixed_order(len(task))[:MOST]]

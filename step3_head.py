@@ -18,15 +18,14 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
-from common import Cache, UserError, add_choice, bar, build_aligner, file_name, find, load
+from common import HEADS, Cache, UserError, add_choice, bar, build_aligner, file_name, find, load
 from common import load_encoder, load_english, load_task, load_translated, logits, make_parser
 from common import pick_device, read_lines, run, save, say, warn
 
 EPOCHS, STEPS, BATCH = 10, 2_000, 64  # epochs and steps: both at least, for few rows; ours
-SEEDS, L2 = 5, 0.05  # heads, weight of |w|^2; ours
 
 
-def train_heads(x, y, classes, residuals=None, seeds=range(SEEDS), l2=L2, lr=1e-3):
+def train_heads(x, y, classes, residuals=None, seeds=range(5), l2=0.05, lr=1e-3):
     """S linear heads at once, one a seed: cross-entropy + l2 |w|^2 on embeddings x (N, D), labels y (N,).
 
     residuals (M, D): to a row of x a random one of them is added, drawn anew in each epoch.
@@ -66,65 +65,60 @@ def train_heads(x, y, classes, residuals=None, seeds=range(SEEDS), l2=L2, lr=1e-
     return {name: tensor.cpu() for name, tensor in heads.items()}
 
 
-def training_rows(method, args, info, cache):
-    """(x (N, D), y (N,), n translations used) of a method, before A; a block a method."""
+def training_rows(method, args, info):
+    """(texts, y (N,), number of translations) that the head of a method learns from."""
+    texts, y, *_ = load_english(info)
     if method == "native":
         texts, y = load_task(info, args.lang, "train")
-        return cache(texts, f"encode {args.lang}"), y, None
-
-    english, y, *_ = load_english(info)
-    if method in ("translated", "mixed"):
-        source, texts, y_pairs = load_translated(info, args.lang, args.n, labelled=True)
-        x = cache(texts, f"encode {args.lang}")
-        if method == "translated":
-            return x, y_pairs, len(texts)
-        translated = set(source)
-        rest = [i for i, text in enumerate(english) if text not in translated]
-        rest_x = cache([english[i] for i in rest], "encode train")
-        return torch.cat([x, rest_x]), torch.cat([y_pairs, y[rest]]), len(texts)
-
-    x = cache(english, "encode train")
-    if method == "centred":
-        texts = [tuple(line.split("\t")) for line in read_lines(args.unlabelled)]
-        x = x - x.mean(0) + cache(texts, "encode unlabelled").mean(0)
-    return x, y, None
+    if method not in ("translated", "mixed"):
+        return texts, y, None
+    source, target, target_y = load_translated(info, args.lang, args.n, labelled=True)
+    if method == "translated":
+        return target, target_y, len(target)
+    translated = set(source)
+    rest = [i for i, text in enumerate(texts) if text not in translated]
+    return target + [texts[i] for i in rest], torch.cat([target_y, y[rest]]), len(target)
 
 
 def make_head(method, args, encoder, info, heads=None):
     """Train the heads of one method, or take `heads`; report them, write their file, return them."""
     cache = Cache(encoder, args.out, args.batch_tokens)
-    x, y, n = training_rows(method, args, info, cache)
+    texts, y, n = training_rows(method, args, info)
     _, _, dev_texts, dev_y = load_english(info)
-    dev_x, residuals = cache(dev_texts, "encode dev"), None
-    told = {"lang": args.lang if method != "english" else "", "method": method, "n": n}
-
+    x, dev_x = cache(texts, "encode train"), cache(dev_texts, "encode dev")
+    arch = residuals = None
+    if method == "centred":
+        unlabelled = [tuple(line.split("\t")) for line in read_lines(args.unlabelled)]
+        x = x - x.mean(0) + cache(unlabelled, "encode unlabelled").mean(0)
     if method in ("langalign", "rev"):
         name = {"lang": args.lang, "method": method, "arch": args.arch, "seed": args.seed}
         art = load(find(args.out, "align", args.n or "*", **name), "align", encoder.digest)
-        told |= {"arch": art["arch"], "n": art["n"]}
+        arch, n = art["arch"], art["n"]
     if method == "langalign":
         aligner = build_aligner(art, encoder.lm)
         if args.residuals:  # r = e(T(d)) - A(e(d)) of every pair, (n, D)
-            source, target, _ = load_translated(info, args.lang, art["n"])
+            source, target, _ = load_translated(info, args.lang, n)
             residuals = cache(target) - aligner.map(cache(source))
         x, dev_x = aligner.map(x), aligner.map(dev_x)  # A(e(d_en))
 
     if heads is None:
-        seeds = [1000 * args.seed + s for s in range(args.seeds)]
+        seeds = range(1000 * args.seed, 1000 * args.seed + args.seeds)
         x, classes = x.to(encoder.lm.device), len(info["labels"])
         heads = train_heads(x, y, classes, residuals, seeds, args.l2)
     dev = (logits(heads, dev_x).argmax(2) == dev_y).double().mean(1)  # (S,)
     majority = (dev_y.bincount().max() / len(dev_y)).item()
 
-    told |= {"arch": told.get("arch"), "residuals": residuals is not None, "seed": args.seed}
-    told |= {
-        "l2": 0 if args.l2 == L2 else args.l2,
-        "seeds": 0 if args.seeds == SEEDS else args.seeds,
+    told = {
+        "lang": "" if method == "english" else args.lang,
+        "method": method,
+        "arch": arch,
+        "n": n,
     }
+    told |= {"residuals": residuals is not None, "seed": args.seed}
+    told |= {"l2": args.l2, "seeds": args.seeds}
     path = Path(args.out, file_name("head", **told))
-    what = "with residuals, " if told["residuals"] else ""
     accuracy = f"{dev.mean():.2%} +- {dev.std(correction=0):.2%}, majority class {majority:.2%}"
-    say(f"{method}: {what}{len(x)} rows; English dev accuracy {accuracy} -> {path}")
+    say(f"{method}: {len(x)} rows; English dev accuracy {accuracy} -> {path}")
     if dev.mean() <= majority:
         warn(f"on English dev rows no better than the majority class, {majority:.2%}")
     told |= {"labels": info["labels"], "pair": info["pair"], "heads": heads}
@@ -139,9 +133,8 @@ def main():
     add_choice(p)
     flag = p.add_argument
     flag("--unlabelled", metavar="FILE", help="for centred: target text, a line each")
-    flag("--seeds", type=int, default=SEEDS, help="heads, each of own start (ours: 5)")
-    l2 = "weight of |w|^2: keeps the head off directions that languages do not share (ours: 0.05)"
-    flag("--l2", type=float, default=L2, help=l2)
+    flag("--seeds", type=int, default=HEADS["seeds"], help="heads, each of own start (ours: 5)")
+    flag("--l2", type=float, default=HEADS["l2"], help="weight of |w|^2 in the loss (ours: 0.05)")
     flag("--data", help="root of the data, if it moved since step 1")
     args = p.parse_args()
     if not args.lang and args.method != "english":

@@ -1,78 +1,127 @@
-"""Draw what eval.py measured for one language as a standalone SVG: `python eval.py --lang ko --plot ko.svg`.
+"""Draw gain over English against the number of translations, as in README.
 
-Left:  the first two principal components of held-out pairs: e(d), A(e(d)) of the newest langalign head, and
-       e(T(d)); ten pairs are joined.
-Right: difference to the english head against n, with its 95% interval, for every method; those without n are
-       lines across.
-Readable on white and on black. No plotting package; the README shows one made from real text.
+    python data/plot.py runs/nusax0 runs/nusax1 --out data/langalign.svg
+
+Reads   experiments.json of each run folder, as data/experiments.py writes it.
+Writes  an SVG: a line a method, the mean over run folders and languages; bars are Student's 95% interval
+        over the run folders. Readable on light and dark pages.
 """
-import torch
 
-from common import UserError, load_aligner, load_translated, write_whole
+import argparse
+import html
+import json
+import math
+import sys
+from pathlib import Path
 
-GREY = "#808080"       # legible on white and on black, as the colours are
-COLORS = ("#3b82c4", "#d9822b", "#2a9d62", "#a05eb5", "#c94f4f", "#8a7a20", "#2f9c9c", "#c2569b",
-          "#7a6ff0", "#5a9e1f", "#b86a4b", "#7f8fa9")
-HEAD = """<svg xmlns="http://www.w3.org/2000/svg" width="900" height="520" style="font:13px sans-serif">
-<text x="430" y="16" fill="#808080">accuracy against n, 95% interval of the difference to english</text>"""
+import numpy as np
 
-def element(kind, words="", **attributes):
-    given = " ".join(f'{key.replace("_", "-")}="{value}"' for key, value in attributes.items())
-    return f"<{kind} {given}>{words}</{kind}>"
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-def draw_pairs(lang, heads, cache, info):
-    """The left panel: elements of up to 200 held-out pairs."""
-    head = next(head for _, head in heads if head["method"] == "langalign")        # the newest
-    count, svg = min(head["alignment"]["held_out"], 200), []
-    x, y = (cache(t[-count:]) for t in load_translated(info["data"], info["task"], lang, head["n"])[:2])
-    clouds = torch.stack([x, load_aligner(head, x.shape[1]).map(x), y])                        # (3, N, D)
-    flat = (clouds - clouds.mean((0, 1))).flatten(0, 1)
-    flat = flat @ torch.linalg.svd(flat, full_matrices=False).Vh[:2].T             # (3 N, 2)
-    flat = (flat - flat.amin(0)) / (flat.amax(0) - flat.amin(0)) * 330 + 30        # pixels
-    spots = flat.round().view(3, -1, 2).tolist()
-    for i, words in enumerate(("English e(d)", f"A(e(d)), {head['arch']}", f"{lang} e(T(d))")):
-        svg.append(element("text", words, x=30 + 145 * i, y=16, fill=COLORS[i]))
-        for j, (u, v) in enumerate(spots[i]):
-            svg.append(element("circle", cx=u, cy=v, r=4 if j < 10 else 2, fill=COLORS[i]))
-            if i and j < 10:                                 # ten pairs joined: d, A(d), T(d)
-                start = spots[i - 1][j]
-                svg.append(element("path", d=f"M{start[0]} {start[1]} L{u} {v}", stroke=GREY))
-    return svg
+from common import UserError, run, write_whole
+from experiments import STUDENT
 
-def draw_gains(records):
-    """The right panel: elements of the table's rows, records of eval.py."""
-    shown, level = ([r for r in records if bool(r["n"]) == b and r["method"] != "majority"] for b in (1, 0))
-    kinds, sizes = list(dict.fromkeys(r["label"] for r in shown)), sorted({r["n"] for r in shown})
-    ends = [r["delta" + end] for r in shown + level for end in ("_low", "", "_high")]
-    low, high = min(ends), max(ends)
+SHOWN = {  # method: colour that stands out on white and on black
+    "inside": "#d9480f",
+    "fc residuals": "#1c7ed6",
+    "translated": "#2f9e44",
+    "mixed": "#9c36b5",
+    "fc": "#868e96",
+}
+LEVELS = {"native": "native rows", "centred": "centred, no translation"}
+WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 760, 380, 60, 190, 20, 50
 
-    def height(r, end=""):
-        return round(360 - 330 * (r["delta" + end] - low) / ((high - low) or 1))
 
-    svg = [element("text", f"{100 * value:+.1f}", x=424, y=y, fill=GREY, text_anchor="end")
-           for value, y in ((low, 364), (high, 34))]
-    for k, r in enumerate(sorted(level, key=height)):
-        svg += [element("path", d=f"M430 {height(r)} H770", stroke=GREY, stroke_dasharray=4),
-                element("text", f"{r['method']} {r['accuracy']:.1%}", x=774, y=height(r) - 4 + 14 * k,
-                        fill=GREY)]
-    slot = 340 / len(sizes)
-    svg += [element("text", f"n={n:,}", x=430 + slot * (i + 0.5), y=380, fill=GREY, text_anchor="middle")
-            for i, n in enumerate(sizes)]
-    svg += [element("text", kind, x=30 + 290 * (k % 3), y=404 + 18 * (k // 3), fill=COLORS[k % len(COLORS)])
-            for k, kind in enumerate(kinds)]
-    for r in shown:
-        k = kinds.index(r["label"])
-        x = round(430 + slot * (sizes.index(r["n"]) + (k + 1) / (len(kinds) + 1)))
-        color = COLORS[k % len(COLORS)]
-        ends = f"M{x} {height(r, '_low')} V{height(r, '_high')}"
-        svg += [element("path", d=ends, stroke=color, stroke_width=2),
-                element("circle", cx=x, cy=height(r), r=4, fill=color)]
-    return svg
+def means(folders):
+    """{(method, n): (mean gain, half interval)} in points over run folders."""
+    gains = {}
+    for folder in folders:
+        for r in json.loads(Path(folder, "experiments.json").read_text()):
+            if "gain" in r:
+                runs = gains.setdefault((r["method"], r.get("n")), {})
+                runs.setdefault(folder, []).append(100 * r["gain"])
+    out = {}
+    for key, runs in gains.items():
+        values = [np.mean(v) for v in runs.values()]
+        half = (
+            STUDENT[len(values)] * np.std(values, ddof=1) / len(values) ** 0.5
+            if len(values) > 1
+            else 0
+        )
+        out[key] = np.mean(values), half
+    return out
 
-def draw(path, lang, records, heads, cache, info):
-    """Write the picture of `lang`: records are the table's rows, heads [(path, artifact)], newest first."""
-    if not lang or "langalign" not in {head["method"] for _, head in heads}:
-        raise UserError(f"--plot {path} draws one language that has a langalign head: give --lang, or "
-                        f"python step3_head.py --lang {lang or 'ko'}")
-    svg = "\n".join([HEAD, *draw_pairs(lang, heads, cache, info), *draw_gains(records), "</svg>\n"])
-    write_whole(path, svg.encode())
+
+def text(x, y, words, anchor="start", colour="#868e96"):
+    style = f'font-family="sans-serif" font-size="13" text-anchor="{anchor}" fill="{colour}"'
+    return f'<text x="{x:.0f}" y="{y:.0f}" {style}>{html.escape(words)}</text>'
+
+
+def line(x1, y1, x2, y2, colour, more=""):
+    ends = f'x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}"'
+    return f'<line {ends} stroke="{colour}" {more}/>'
+
+
+def draw(points):
+    """The SVG of {(method, n): (mean, half)}."""
+    ns = sorted({n for (method, n) in points if n and method in SHOWN})
+    values = [mean for (method, _), (mean, _) in points.items() if method in (*SHOWN, *LEVELS)]
+    if len(ns) < 2:
+        raise UserError(
+            "fewer than two numbers of pairs: python data/experiments.py --n ... adds some"
+        )
+    low, high = min(0, math.floor(min(values) / 5) * 5), math.ceil((max(values) + 1) / 5) * 5
+    span = math.log(ns[-1] / ns[0])
+
+    def at(n, gain):
+        x = LEFT + (WIDTH - LEFT - RIGHT) * math.log(n / ns[0]) / span
+        return x, TOP + (HEIGHT - TOP - BOTTOM) * (high - gain) / (high - low)
+
+    parts = []
+    for gain in range(low, high + 1, 5):
+        (left, y), (right, _) = at(ns[0], gain), at(ns[-1], gain)
+        parts += [line(left, y, right, y, "#868e96", 'stroke-opacity="0.3"')]
+        parts += [text(left - 8, y + 4, f"{gain:+d}", "end")]
+    parts += [text(at(n, low)[0], HEIGHT - BOTTOM + 18, f"{n:,}", "middle") for n in ns]
+    middle = LEFT + (WIDTH - LEFT - RIGHT) / 2
+    parts += [text(middle, HEIGHT - 10, "translations of the task's own rows", "middle")]
+
+    labels = []
+    for method, colour in SHOWN.items():
+        own = [(n, *points[method, n]) for n in ns if (method, n) in points]
+        if not own:
+            continue
+        path = " ".join(f"{x:.1f},{y:.1f}" for x, y in (at(n, mean) for n, mean, _ in own))
+        parts += [f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="2.5"/>']
+        for n, mean, half in own:
+            (x, top), (_, bottom) = at(n, mean + half), at(n, max(low, mean - half))
+            parts += [line(x, max(TOP, top), x, bottom, colour, 'stroke-opacity="0.5"')]
+        labels.append([at(own[-1][0], own[-1][1])[1], f"{method} {own[-1][1]:+.1f}", colour])
+    for method, name in LEVELS.items():
+        if (method, None) in points:
+            mean = points[method, None][0]
+            (left, y), (right, _) = at(ns[0], mean), at(ns[-1], mean)
+            parts += [line(left, y, right, y, "#868e96", 'stroke-dasharray="5 4"')]
+            labels.append([y, f"{name} {mean:+.1f}", "#868e96"])
+    labels.sort()
+    for i, (y, words, colour) in enumerate(labels):
+        y = labels[i][0] = max(y, labels[i - 1][0] + 16) if i else y
+        parts += [text(WIDTH - RIGHT + 10, y + 4, words, colour=colour)]
+    size = f'width="{WIDTH}" height="{HEIGHT}" viewBox="0 0 {WIDTH} {HEIGHT}"'
+    return f'<svg xmlns="http://www.w3.org/2000/svg" {size}>\n' + "\n".join(parts) + "\n</svg>\n"
+
+
+def main():
+    raw = argparse.RawDescriptionHelpFormatter
+    p = argparse.ArgumentParser(description=__doc__, usage=argparse.SUPPRESS, formatter_class=raw)
+    p.add_argument("folders", nargs="+", metavar="OUT", help="run folders with experiments.json")
+    p.add_argument("--out", default="data/langalign.svg", help="the picture (default: %(default)s)")
+    args = p.parse_args()
+    if not args.out.endswith(".svg"):
+        raise UserError(f"--out {args.out}: give a name that ends in .svg")
+    write_whole(args.out, draw(means(args.folders)).encode())
+    print(f"-> {args.out}")
+
+
+if __name__ == "__main__":
+    run(main)

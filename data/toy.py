@@ -1,17 +1,18 @@
-"""Build the toy world: parallel text in five languages, and a tiny encoder that has seen little of four.
+"""Build the toy world: parallel text in five languages, and a tiny encoder that aligns them little.
 
-    python data/toy.py                                        # writes data/toy
-    python data/toy.py --rows 600 --steps 60 --out data/small # for tests, in seconds
+    python data/toy.py                                         # writes data/toy
+    python data/toy.py --rows 600 --steps 60 --out data/small  # for tests, in seconds
 
-The world is modelled on where LangAlign helps: an LM that has read much English, little of the target languages
-and few translations. data/toy_text.py writes the text. The encoder is an XLM-R of two layers, pretrained on it,
-no dev or test row among it: masked language modelling, and in every fourth step telling translations apart.
+The world is modelled on where LangAlign helps: the LM has read some text of the target languages, but
+hardly any translations. data/toy_text.py writes all text. The encoder is an XLM-R of two layers. It
+learns masked language modelling and, in every third step, to find a sentence's paraphrase in the same
+language, in a tenth of these steps its paraphrase in English. It sees no dev or test text.
 
 Reads    nothing.
-Writes   <out>/<task>/<lang>/{train,dev,test}.tsv and, for the target languages, translated.tsv (formats:
-         data/README.md) of the tasks sentiment and nli; <out>/encoder/, for AutoModel and AutoTokenizer.
-         A folder that this script did not make is never replaced; a stopped run leaves <out> as it was.
-Expect   45 s on two CPU cores.
+Writes   <out>/<task>/<lang>/{train,dev,test}.tsv, for target languages translated.tsv (formats:
+         data/README.md), tasks sentiment and nli; <out>/encoder/ for AutoModel and AutoTokenizer.
+         Stopped, it leaves <out> as it was. A folder that it did not make is never replaced.
+Expect   a masked-LM loss of 2.5 to 3; 40 s on two CPU cores.
 It shows the mechanism of LangAlign and is no evidence about real languages.
 
 Shapes   B sequences of a batch, T tokens, M masked tokens, D width, V vocabulary.
@@ -38,9 +39,10 @@ from toy_text import LABELS, LANGS, sample, speak
 
 MARKER = ".made_by_toy"  # a folder without it is not ours to replace
 LAYERS, WIDTH, HEADS, INNER, VOCAB = 2, 128, 4, 256, 2400
-STEPS, BATCH, RATE, MASKED = 1200, 32, 2e-3, 0.15  # BATCH sequences a step, MASKED of their tokens
+STEPS, BATCH, RATE, MASKED = 1000, 32, 2e-3, 0.15  # BATCH sequences a step, MASKED of their tokens
 SHARES = (5, 4, 4, 4, 1)  # of LANGS in what the encoder reads, in their order
-EVERY, TEMPERATURE = 4, 0.05  # steps from one of translations to the next; divides their cosines
+EVERY, ALIGNED = 3, 0.1  # steps from one of paraphrases to the next, share of English ones
+TEMPERATURE = 0.05  # divides the cosines
 
 
 def build_rows(task, sizes, seed):
@@ -120,12 +122,17 @@ def masked_loss(model, tokenizer, mask, worlds, rng):
     return F.cross_entropy(model.lm_head(hidden[chosen]), labels[chosen])  # (M, V), (M,)
 
 
-def pair_loss(model, tokenizer, worlds, rng):
-    """Contrastive: a text finds its translation in the batch by the cosine of mean-pooled embeddings."""
-    files = worlds[rng.choice(list(worlds))]
-    langs = rng.choices(LANGS[1:], SHARES[1:], k=BATCH)
-    rows = [rng.choice(files[lang, "translated"])[1:] for lang in langs]
-    texts = [row[0] for row in rows] + [row[len(row) // 2] for row in rows]
+def pair_loss(model, tokenizer, held_out, rng):
+    """Contrastive: a text finds its paraphrase in the batch by cosine of mean-pooled embeddings."""
+    task, lang = rng.choice(list(LABELS)), rng.choices(LANGS, SHARES)[0]
+    other = "en" if rng.random() < ALIGNED else lang
+    pairs = []
+    while len(pairs) < BATCH:
+        meanings = sample(task, rng.choice(LABELS[task]), rng)
+        pair = speak(task, lang, meanings, rng)[0], speak(task, other, meanings, rng)[0]
+        if held_out.isdisjoint(pair):
+            pairs.append(pair)
+    texts = [text for side in zip(*pairs) for text in side]
     batch = tokenizer(texts, padding=True, return_tensors="pt")
     hidden = model.roberta(**batch).last_hidden_state  # (2B, T, D)
     mask = batch["attention_mask"][..., None]
@@ -137,11 +144,14 @@ def pair_loss(model, tokenizer, worlds, rng):
 
 
 def pretrain(worlds, steps, seed, folder):
-    """Train tokenizer and encoder, save both; returns the masked-LM loss, a mean over the last tenth."""
+    """Train tokenizer and encoder and save them; returns the last tenth's mean masked-LM loss."""
     rng = random.Random(f"{seed} encoder")
     torch.manual_seed(seed)
     splits = [files[lang, "train"][:5000] for files in worlds.values() for lang in LANGS]
     tokenizer = train_tokenizer(text for rows in splits for row in rows for text in row[1:])
+    held_out = set()
+    for files, lang, split in itertools.product(worlds.values(), LANGS, ("dev", "test")):
+        held_out.update(text for row in files[lang, split] for text in row[1:])
     mask = transformers.DataCollatorForLanguageModeling(tokenizer, mlm_probability=MASKED)
     config = transformers.XLMRobertaConfig(
         vocab_size=len(tokenizer),
@@ -158,7 +168,7 @@ def pretrain(worlds, steps, seed, folder):
     losses = []
     for step in tqdm(range(steps), desc="pretraining", unit="step"):
         if step % EVERY == EVERY - 1:
-            loss = pair_loss(model, tokenizer, worlds, rng)
+            loss = pair_loss(model, tokenizer, held_out, rng)
         else:
             loss = masked_loss(model, tokenizer, mask, worlds, rng)
             losses.append(loss.item())
@@ -177,7 +187,7 @@ def pretrain(worlds, steps, seed, folder):
 
 
 def remove(folder):
-    """Delete a folder of ours if it is there, its marker last: stopped halfway, it is still ours."""
+    """Delete a folder of ours, if there, its marker last: stopped halfway, it is still ours."""
     if folder.exists():
         for path in folder.iterdir():
             if path.is_dir():
@@ -195,30 +205,26 @@ def report(worlds):
     print(f"  another row, native: {worlds['sentiment']['ko', 'train'][0][1]}")
 
 
-def parse_args(argv):
+def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--out", default="data/toy", help="folder to write (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of text and encoder (default: 0)")
     rows = "English rows of a task (20000); a quarter as many native ones, dev 1/20, test 1/10"
     parser.add_argument("--rows", type=int, default=20_000, help=rows)
     parser.add_argument("--steps", type=int, default=STEPS, help=f"of {BATCH} sequences ({STEPS})")
-    args = parser.parse_args(argv)
+    args, start = parser.parse_args(argv), time.time()
     if not 60 <= args.rows <= 50_000 or args.steps < 10:
         raise UserError("--rows must be 60 to 50000, and --steps at least 10")
-    return args
-
-
-def main(argv=None):
-    args, start = parse_args(argv), time.time()
     out = Path(os.path.abspath(args.out))
     building = out.with_name(out.name + ".building")  # of new/ and, in the end, the replaced old/
     for folder in (out, building):
         ours = (folder / MARKER).exists() or (folder.is_dir() and not os.listdir(folder))
         if folder.exists() and not ours:
             raise UserError(f"{folder} was not made by data/toy.py; choose another --out")
-    seconds = 10 + args.rows // 4000 + args.steps / 40
+    seconds = 5 + args.rows / 2000 + args.steps / 40
     print(f"toy world -> {args.out}: about {seconds:.0f} s on two cores", flush=True)
 
+    torch.set_num_threads(min(2, torch.get_num_threads()))  # more are slower on so small a model
     sizes = {"train": args.rows, "native": args.rows // 4, "dev": args.rows // 20}
     sizes["test"] = max(args.rows // 10, min(args.rows, 2000))  # fewer cannot show three points
     remove(building)

@@ -1,8 +1,8 @@
 """The toy world's text: a row begins as a meaning, and five small grammars put it into words.
 
-A meaning is a review (sentiment) or two scenes (NLI: premise and hypothesis) and decides the label. The
-voice of a translator takes first synonyms and formal endings, so translations are parallel by
-construction. A native voice, of English rows and of a language's own, takes any. See data/toy.py.
+A meaning is a review (sentiment) or two scenes (NLI: premise and hypothesis) and decides the label. A
+translator's voice takes first synonyms and formal endings, so that translations are parallel. A native
+voice, in English rows and a language's own, takes any. See data/toy.py.
 """
 
 LANGS = ("en", "ko", "ja", "zh", "sw")
@@ -141,7 +141,7 @@ class Voice:
         self.ending = rng.randrange(3) if rng else 0  # of Korean and Japanese sentences
 
     def __call__(self, *synonyms):
-        if self.rng and self.rng.random() < 0.7:
+        if self.rng and self.rng.random() < 0.5:
             return self.rng.choice(synonyms)
         return synonyms[0]
 
@@ -219,10 +219,8 @@ def ko_review(review, v):
         present, past = adjective.split(":")
         stem = present + "지 않았" if degree == "not" else past
         closed = (ord(noun[-1]) - ord("가")) % 28 > 0  # the last syllable ends in a consonant
-        if review["link"] == "but":
-            subject = noun + ("은" if closed else "는")
-        else:
-            subject = noun + ("이" if closed else "가")
+        particles = ("은", "는") if review["link"] == "but" else ("이", "가")
+        subject = noun + particles[0 if closed else 1]
         texts.append(f"{v(subject, noun)} {v('매우 ', '정말 ') if degree == 'very' else ''}{stem}")
     core = {"": "", "and": "고 ", "but": v("지만 ", "는데 ")}[review["link"]].join(texts)
     return " ".join(ko_end(text, v) for text in (" ".join(opening), core, verdict) if text)

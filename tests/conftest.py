@@ -1,195 +1,171 @@
-"""Fixtures: a tiny random encoder with tiny data (milliseconds); one toy world and, on it, the README's commands,
-made by chain.py beside the other tests."""
+"""What the tests share: a tiny random encoder, tiny data whose "Korean" is a cipher of English, one run folder.
+
+Helpers are plain functions (`from conftest import ...`); the fixtures are `world`, `runs` and `folder`.
+"""
+
+import importlib
 import os
 import random
-import re
-import shlex
 import shutil
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
+from types import SimpleNamespace
+
+os.environ |= {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}  # here and in subprocesses
+os.environ |= {"TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}
 
 import pytest
-
-os.environ.setdefault("OMP_NUM_THREADS", "1")        # for torch, here and in scripts: chain.py has the other core
-import torch  # noqa: E402
+import torch
+import transformers as hf
+from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT), str(ROOT / "data")]
+sys.path.insert(0, str(ROOT))
+torch.set_num_threads(1)
+hf.logging.set_verbosity_error()
+hf.logging.disable_progress_bar()
 
-import eval as evaluation  # noqa: E402
-import step1_embed  # noqa: E402
-import step2_align  # noqa: E402
-import step3_head  # noqa: E402
+import step3_head
 
-SCRIPTS = {"step1_embed.py": step1_embed, "step2_align.py": step2_align, "step3_head.py": step3_head,
-           "eval.py": evaluation}
-ELSEWHERE = ("data/real", "data/mine", "runs/reviews", "runs/nli", "runs/sentiment", "runs/cls", "runs/native-ko", "$")
-WORDS = "the a film food room was is not very good bad slow fast kind dark warm old new long short".split()
-TARGET = [f"x{word}" for word in WORDS]
+NAMES = "step1_embed.py", "step2_align.py", "step3_head.py", "eval.py"
+SCRIPTS = {name: importlib.import_module(name[:-3]) for name in NAMES}
+GOOD = ["good", "great", "kind", "warm", "bright", "lovely", "fresh", "happy"]
+BAD = ["bad", "awful", "rude", "cold", "dark", "ugly", "stale", "sad"]
+PLAIN = ["the", "a", "film", "food", "room", "hotel", "song", "staff"]
+PLAIN += ["price", "music", "was", "is", "so", "very", "and", "in"]
+WORDS = GOOD + BAD + PLAIN
+CIPHER = {word: chr(0xAC00 + 61 * i) + chr(0xB098 + 17 * i) for i, word in enumerate(WORDS)}
+SPECIAL = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
+SIZES = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2}
+SIZES |= {"num_attention_heads": 2, "max_position_embeddings": 66, "initializer_range": 0.2}
+KINDS = {
+    "xlm-roberta": (hf.XLMRobertaConfig, {"type_vocab_size": 1}),
+    "bert": (hf.BertConfig, {"type_vocab_size": 2}),
+    "distilbert": (hf.DistilBertConfig, {"dim": 32, "hidden_dim": 64, "n_layers": 2, "n_heads": 2}),
+    "mpnet": (hf.MPNetConfig, {}),
+    "deberta-v2": (hf.DebertaV2Config, {"relative_attention": True, "pos_att_type": "p2c|c2p"}),
+    "modernbert": (hf.ModernBertConfig, {}),
+}
+
+
+def cipher(text):
+    """English -> "Korean", word for word."""
+    return " ".join(CIPHER[word] for word in text.split())
+
+
+def make_tokenizer(texts, token_types=False, max_len=64):
+    """A tokenizer of the words of `texts`, with XLM-R's special tokens."""
+    core = Tokenizer(models.WordLevel(unk_token="<unk>"))
+    core.pre_tokenizer = pre_tokenizers.Whitespace()
+    core.train_from_iterator(texts, trainers.WordLevelTrainer(special_tokens=SPECIAL))
+    types = (0, 1) if token_types else (0, 0)
+    core.post_processor = processors.TemplateProcessing(
+        single="<s> $A </s>",
+        pair="<s>:{0} $A:{0} </s>:{0} $B:{1} </s>:{1}".format(*types),
+        special_tokens=[("<s>", 0), ("</s>", 2)],
+    )
+    names = ["input_ids", "token_type_ids", "attention_mask"]
+    return hf.PreTrainedTokenizerFast(
+        tokenizer_object=core,
+        **dict(zip(["bos_token", "pad_token", "eos_token", "unk_token", "mask_token"], SPECIAL)),
+        model_input_names=names if token_types else [names[0], names[2]],
+        model_max_length=max_len,
+    )
+
+
+def make_encoder(folder, kind="xlm-roberta", texts=None, seed=0, **config):
+    """Save a random encoder (hidden 32, 2 layers, 2 heads) of a kind of KINDS; returns the folder."""
+    make_config, own = KINDS[kind]
+    tokenizer = make_tokenizer(texts or [" ".join([*WORDS, *CIPHER.values()])], kind == "bert")
+    tokenizer.save_pretrained(folder)
+    ids = {"bos_token_id": 0, "pad_token_id": 1, "eos_token_id": 2}
+    ids |= {"cls_token_id": 0, "sep_token_id": 2} if kind == "modernbert" else {}
+    torch.manual_seed(seed)
+    config = make_config(vocab_size=len(tokenizer), **{**SIZES, **own, **ids, **config})
+    hf.AutoModel.from_config(config).save_pretrained(folder)
+    return Path(folder)
 
 
 def write(path, header, rows):
-    """Write a tab-separated file with a header."""
+    """Write a tab-separated file; returns its path."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    lines = ["\t".join(row) for row in [header, *rows]]
+    lines = ["\t".join(row) for row in [header.split(), *rows]]
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return path
 
 
-def script(name, *args, cwd=ROOT, text=None):
-    """Run a script as a user does; returns the finished process."""
-    return subprocess.run([sys.executable, name, *map(str, args)], cwd=cwd, input=text, capture_output=True,
-                          text=True, timeout=300)
+def make_row(rng, pair):
+    """(label, text) or (label, text, text_b): English whose label follows from its words."""
+    if not pair:
+        label, words = rng.choice([("positive", GOOD), ("negative", BAD)])
+        text = rng.choices(words, k=3) + rng.choices(GOOD + BAD, k=1) + rng.choices(PLAIN, k=4)
+        return label, " ".join(rng.sample(text, len(text)))
+    label = rng.choice(["contradiction", "entailment", "neutral"])
+    premise = rng.sample(GOOD, 3) + rng.sample(PLAIN, 3)
+    told = {"contradiction": BAD, "entailment": premise[:3], "neutral": PLAIN}[label]
+    return label, " ".join(rng.sample(premise, 6)), " ".join(rng.sample(told, 3))
 
 
-def make_encoder(folder, words, seed=0):
-    """A random XLM-R of 16 dimensions over a word vocabulary, saved in fp16 as real files often are."""
-    from tokenizers import Tokenizer, models, pre_tokenizers, processors
-    from transformers import PreTrainedTokenizerFast, XLMRobertaConfig, XLMRobertaModel
-    vocabulary = {word: i for i, word in enumerate(["<s>", "<pad>", "</s>", "<unk>", "<mask>", *words])}
-    core = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
-    core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    core.post_processor = processors.TemplateProcessing(
-        single="<s> $A </s>", pair="<s> $A </s> </s> $B </s>", special_tokens=[("<s>", 0), ("</s>", 2)])
-    PreTrainedTokenizerFast(tokenizer_object=core, bos_token="<s>", pad_token="<pad>", eos_token="</s>",
-                            unk_token="<unk>", mask_token="<mask>", model_max_length=48,
-                            model_input_names=["input_ids", "attention_mask"]).save_pretrained(folder)
-    torch.manual_seed(seed)
-    XLMRobertaModel(XLMRobertaConfig(
-        vocab_size=len(vocabulary), hidden_size=16, num_hidden_layers=2, num_attention_heads=2, bos_token_id=0,
-        pad_token_id=1, eos_token_id=2, intermediate_size=32, max_position_embeddings=50, type_vocab_size=1,
-        initializer_range=0.3), add_pooling_layer=False).half().save_pretrained(folder)
-    return folder
+def make_task(root, task="reviews", pair=False, rows=120, seed=0):
+    """Write <root>/<task>/{en,ko}/{train,dev,test}.tsv and ko/translated.tsv (en/train in "Korean")."""
+    rng, header = random.Random(seed), "label text text_b" if pair else "label text"
+    for split, count in {"train": rows, "dev": rows // 3, "test": rows // 2}.items():
+        for lang in ("en", "ko"):
+            made = [make_row(rng, pair) for _ in range(count)]
+            if lang == "ko":
+                made = [(label, *map(cipher, texts)) for label, *texts in made]
+            elif split == "train":
+                both = [(*row, *map(cipher, row[1:])) for row in made]
+                both_header = f"{header} translation" + " translation_b" * pair
+                write(Path(root, task, "ko", "translated.tsv"), both_header, both)
+            write(Path(root, task, lang, f"{split}.tsv"), header, made)
+    return Path(root)
 
 
-def sentence(rng, words):
-    return " ".join(rng.choice(words) for _ in range(rng.randrange(3, 12)))
+def call(script, *args, **env):
+    """Run a script of the repository root as a user does; returns the finished process, output as text."""
+    command, env = [sys.executable, script, *map(str, args)], {**os.environ, **env}
+    options = {"capture_output": True, "encoding": "utf-8", "timeout": 120}
+    return subprocess.run(command, check=False, cwd=ROOT, env=env, **options)
 
 
-def make_data(root, rng):
-    """Task `mood`: good and bad; task `pair`: three labels. Languages en and xx (each word with an x in front)."""
-    def mirror(text):
-        return " ".join("x" + word for word in text.split())
-
-    for task, labels, width in (("mood", ["bad", "good"], 1), ("pair", ["e", "c", "n"], 2)):
-        columns = ["text", "text_b"][:width]
-        for split, count in (("train", 90), ("dev", 30), ("test", 40)):
-            rows = [[rng.choice(labels), *(sentence(rng, WORDS) for _ in columns)] for _ in range(count)]
-            write(root / task / "en" / f"{split}.tsv", ["label", *columns], rows)
-            if split == "train":
-                write(root / task / "xx" / "translated.tsv",
-                      ["label", *columns, *(c.replace("text", "translation") for c in columns)],
-                      [[*row, *map(mirror, row[1:])] for row in rows])
-            rows = [[rng.choice(labels), *(sentence(rng, TARGET) for _ in columns)] for _ in range(count)]
-            write(root / task / "xx" / f"{split}.tsv", ["label", *columns], rows)
-    return root
-
-
-@pytest.fixture(scope="session")
-def tiny(tmp_path_factory):
-    """(encoder folder, data root) of the tiny random world."""
-    base = tmp_path_factory.mktemp("tiny")
-    return make_encoder(base / "encoder", WORDS + TARGET), make_data(base / "data", random.Random(0))
-
-
-def step1(tiny, out, *args):
-    """Step 1 on the tiny world in fp32 on the CPU; returns the run folder."""
-    step1_embed.main(["--model", str(tiny[0]), "--data", str(tiny[1]), "--task", "mood", "--epochs", "0",
-                      "--out", str(out), "--device", "cpu", "--amp", "off", *map(str, args)])
-    return out
-
-
-def go(out, *lines):
-    """Run commands such as "step2_align --lang xx --arch ae" in a run folder."""
-    for line in lines:
-        name, *args = line.split()
-        SCRIPTS[f"{name}.py"].main([*args, "--out", str(out)])
-
-
-@pytest.fixture
-def folder(tiny, tmp_path, monkeypatch):
-    """Run folder of the tiny world after step 1 (no tuning); heads get few steps, which is enough here."""
-    monkeypatch.setattr(step3_head, "STEPS", 40)
-    return step1(tiny, tmp_path / "run")
-
-
-@pytest.fixture(scope="session")
-def swept(tiny, tmp_path_factory):
-    """Run folder with every method for xx, two n, variants and three aligner seeds; for yy langalign only."""
-    base = tmp_path_factory.mktemp("sweep")
-    shutil.copytree(tiny[1], base / "data")
-    (base / "data" / "mood" / "yy").mkdir()
-    for file in ("test.tsv", "translated.tsv"):
-        shutil.copy(base / "data" / "mood" / "xx" / file, base / "data" / "mood" / "yy")
-    out = step1((tiny[0], base / "data"), base / "run")
+def main(script, *args):
+    """The same in this process, on the CPU in fp32: a mistake is raised as UserError."""
+    argv = [script, *map(str, args), "--device", "cpu", "--amp", "off"]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(step3_head, "STEPS", 40)
-        go(out, "step2_align --lang yy", "step3_head --lang yy", "step3_head --lang xx --method native",
-           "step3_head --lang xx --method translated",
-           "step2_align --lang xx --reverse", "step3_head --lang xx --method rev")
-        for variant in ("--arch shift", "--n 40", "", "--seed 1", "--seed 2", "--arch ae",
-                        "--plain --noise 0.3"):
-            go(out, f"step2_align --lang xx {variant}", "step3_head --lang xx")    # the newest, this one
+        patch.setattr(sys, "argv", argv)
+        SCRIPTS[script].main()
+
+
+@pytest.fixture(scope="session")
+def world(tmp_path_factory):
+    """.data: root with the tasks reviews and nli; .encoder: folder of a random XLM-R. Not to be changed."""
+    path = tmp_path_factory.mktemp("world")
+    make_task(path / "data", rows=400)
+    make_task(path / "data", "nli", pair=True)
+    return SimpleNamespace(path=path, data=path / "data", encoder=make_encoder(path / "encoder"))
+
+
+@pytest.fixture(scope="session")
+def runs(world, tmp_path_factory):
+    """A run folder of task reviews, made once by the scripts, with heads of many methods. Not to be changed."""
+    out = tmp_path_factory.mktemp("runs") / "runs"
+    ko = "--lang", "ko", "--out", out
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(step3_head, "STEPS", 200)
+        where = "--model", world.encoder, "--data", world.data, "--task", "reviews", "--out", out
+        main("step1_embed.py", *where, "--epochs", 2, "--lr", 1e-3)
+        for flags in ((), ("--reverse",), ("--arch", "inside")):
+            main("step2_align.py", *ko, *flags)
+        for flags in ((), ("--residuals",)):
+            main("step3_head.py", *ko, *flags)
+        for flags in (("rev",), ("rev", "--arch", "inside"), ("native",), ("translated",)):
+            main("step3_head.py", *ko, "--method", *flags)
     return out
 
 
 @pytest.fixture
-def sweep(swept, tmp_path, monkeypatch):
-    """A copy of `swept`, to change."""
-    monkeypatch.setattr(step3_head, "STEPS", 40)
-    return shutil.copytree(swept, tmp_path / "sweep")
-
-
-BESIDE = pytest.StashKey()
-
-
-def pytest_collection_finish(session):
-    """Start chain.py beside the tests if one of them needs what it makes."""
-    wanted = {name for item in session.items for name in item.fixturenames}
-    if "toy_world" in wanted and not session.config.option.collectonly:
-        place = tempfile.TemporaryDirectory()
-        with open(f"{place.name}/log", "w") as log:
-            child = subprocess.Popen([sys.executable, ROOT / "tests" / "chain.py", place.name,
-                                      *["--toy-only"] * ("chain" not in wanted)],
-                                     stdout=log, stderr=log)
-        session.config.stash[BESIDE] = child, place
-
-
-def pytest_sessionfinish(session):
-    child, place = session.config.stash.get(BESIDE, (None, None))
-    if child:
-        child.kill()
-        child.wait()
-        place.cleanup()
-
-
-@pytest.fixture(scope="session")
-def toy_world(pytestconfig):
-    """data/toy.py's world, as chain.py makes it."""
-    child, place = pytestconfig.stash[BESIDE]
-    assert child.wait() == 0, Path(place.name, "log").read_text()[-3_000:]
-    return Path(place.name, "data", "toy")
-
-
-@pytest.fixture(scope="session")
-def chain(toy_world):
-    """Run folder after all of README.md's commands on the toy world, run as printed in a folder of their own."""
-    return toy_world.parent.parent / "runs"
-
-
-def readme_blocks(kind):
-    """The fenced blocks of README.md in one language."""
-    return re.findall(rf"```{kind}\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.S)
-
-
-def commands(text):
-    """[(script, arguments)] of the `python` commands in shell text, cut at && and redirections."""
-    found = re.findall(r"(?:^|&& )python (\S+\.py)([^&>\n#]*)", text, re.M)
-    return [(script, shlex.split(rest)) for script, rest in found]
-
-
-def toy_commands(text):
-    """Those of `commands` that run the four scripts on the toy world."""
-    return [(name, args) for name, args in commands(text)
-            if name in SCRIPTS and not any(word in " ".join(args) for word in ELSEWHERE)]
+def folder(runs, tmp_path):
+    """A copy of `runs`, to change."""
+    return shutil.copytree(runs, tmp_path / "runs")

@@ -1,0 +1,376 @@
+"""What a user does wrong: each mistake gets one line that says what, where and how, and spoils nothing."""
+
+import argparse
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import faults
+import pytest
+import torch
+import transformers as hf
+from conftest import CIPHER, PLAIN, ROOT, SCRIPTS, WORDS, cipher, main
+from conftest import make_encoder, make_tokenizer, write
+import common
+import eval as evaluation
+import step1_embed
+import step3_head
+
+NAMES = {name.split("_")[0].removesuffix(".py"): name for name in SCRIPTS}  # "step1", ..., "eval"
+STEP1 = ["--model", "{encoder}", "--task", "reviews", "--epochs", "1", "--data", "{data}"]
+PAIRS = "reviews/ko/translated.tsv"
+
+
+@pytest.fixture
+def place(world, folder, tmp_path, monkeypatch):
+    """A run folder, its encoder and data, to break."""
+    monkeypatch.setattr(step3_head, "STEPS", 200)  # as in `runs`: the same bits
+    data = shutil.copytree(world.data, tmp_path / "data")
+    encoder = shutil.copytree(world.encoder, tmp_path / "encoder")
+    return SimpleNamespace(path=tmp_path, out=folder, data=data, encoder=encoder)
+
+
+@pytest.fixture
+def play(place, capsys, monkeypatch):
+    """Runs "step2 --n 5" in this process as the script runs itself: (exit status, stdout, stderr)."""
+
+    def run(line):
+        script, *args = line.split()
+        args = [*(STEP1 if script == "step1" else ["--lang", "ko"]), "--out", "{out}", *args]
+        args = [arg.format(**vars(place)) for arg in args]
+        monkeypatch.setattr(sys, "argv", [NAMES[script], "--device", "cpu", "--amp", "off", *args])
+        status = 0
+        try:
+            common.run(SCRIPTS[NAMES[script]].main)
+        except SystemExit as stop:
+            status = stop.code
+        return status, *capsys.readouterr()
+
+    return run
+
+
+def listing(folder):
+    """Every file below a folder with its bytes; of the cache only what is not whole."""
+    paths = [path for path in folder.rglob("*") if path.is_file()]
+    paths = [path for path in paths if "cache" not in path.parts or ".tmp" in path.name]
+    return {path: path.read_bytes() for path in paths}
+
+
+def rewrite(path, change):
+    """Put change(rows) in place of the rows of a tab-separated file."""
+    header, *rows = [line.split("\t") for line in path.read_text(encoding="utf-8").splitlines()]
+    return write(path, " ".join(header), change(rows))
+
+
+def pairs(change):
+    """A preparation: the rows of translated.tsv as change(rows) makes them."""
+    return lambda place: rewrite(place.data / PAIRS, change)
+
+
+def drop(name):
+    return lambda place: (place.path / name).unlink()
+
+
+def put(name, content):
+    return lambda place: (place.path / name).write_bytes(content)
+
+
+def cut(pattern):
+    """A preparation: some of a run file is lost in the middle, its length stays."""
+
+    def prepare(place):
+        [path] = place.out.glob(pattern)
+        content = path.read_bytes()
+        half = len(content) // 2
+        path.write_bytes(content[:half] + b"?" * 64 + content[half + 64 :])
+
+    return prepare
+
+
+def copy_aligner(target):
+    return lambda place: shutil.copy(*place.out.glob("align-ko-fc-n*.pt"), place.out / target)
+
+
+def model(make, **config):
+    """A preparation: a tiny random model of another class in the encoder's place, its tokenizer kept."""
+
+    def prepare(place):
+        tokens = len(hf.AutoTokenizer.from_pretrained(place.encoder))
+        made = getattr(hf, f"{make}Config")(vocab_size=tokens, pad_token_id=1, **config)
+        getattr(hf, f"{make}Model")(made).save_pretrained(place.encoder)
+
+    return prepare
+
+
+def another_lm(place):
+    """Step 1 again, with another LM: what stands in the folder besides belongs to the first."""
+    make_encoder(place.path / "other", seed=1)
+    where = "--data", place.data, "--task", "reviews", "--epochs", 0
+    main("step1_embed.py", "--model", place.path / "other", *where, "--out", place.out)
+    main("step3_head.py", "--method", "english", "--out", place.out)
+
+
+def without_padding(place):
+    tokenizer = hf.AutoTokenizer.from_pretrained(place.encoder)
+    tokenizer.pad_token = None
+    model("GPT2", n_embd=32, n_layer=1, n_head=2)(place)
+    tokenizer.save_pretrained(place.encoder)
+
+
+def second_segment(place):
+    tokenizer = make_tokenizer([" ".join([*WORDS, *CIPHER.values()])], token_types=True)
+    tokenizer.save_pretrained(place.encoder)
+
+
+def dev_labels(place):
+    rows = [("good", "a film"), ("bad", "a room")]
+    write(place.data / "reviews/en/dev.tsv", "label text", rows)
+
+
+def unlabelled(rows):
+    return [["", *row[1:]] for row in rows]
+
+
+BART = {"d_model": 32, "encoder_layers": 1, "decoder_layers": 1, "encoder_attention_heads": 2}
+BART |= {"decoder_attention_heads": 2, "encoder_ffn_dim": 32, "decoder_ffn_dim": 32}
+FLAGS = r"""
+step1 --data {path}/none       : none/reviews/en/train.tsv: no such file; see data/README.md
+step1 --data {path}/toy        : no such file; run python data/toy.py
+step1 --model {path}/none      : --model .*none: .*; give an encoder's hub name or folder
+step1 --lr 1e30                : the loss is nan: lower --lr 1e[+]30
+step2 --out {path}/none        : none/embed.pt: No such file.* python step1_embed.py
+step2 --lang xx                : xx/translated.tsv: no such file
+step2 --lang ko/               : --lang 'ko/': give a language code
+step2 --lang [ko]              : --lang '\[ko\]': give a language code
+step3 --lang=                  : --lang is missing: python step3_head.py --lang ko
+step2 --n 9999                 : --n 9999: .*ko/translated.tsv has (\d+) different pairs; use --n \1
+step2 --n 0                    : --n 0: give 1 or more
+step3 --n -3                   : --n -3: give 1 or more
+step2 --arch FC                : --arch: invalid choice: 'FC' .*'fc'.*'inside'
+step2 --device tpu             : --device tpu: here are cpu
+step3 --residuals --method rev : --residuals goes with --method langalign
+step3 --method centred         : needs --unlabelled FILE
+step3 --arch ae                : no align-ko-ae-n.*: python step2_align.py .*: align-ko-fc-n\d+.pt
+step3 --method rev --arch ae   : no align-ko-rev-ae-n.*: python step2_align.py
+step3 --n 7                    : no align-ko-fc-n7.pt: python step2_align.py
+"""
+BROKEN = [  # (what is broken, command, what the line says)
+    (put("file", b""), "step1 --out {path}/file", "file"),
+    (dev_labels, "step1", r"dev.tsv:2: label 'good'; .* \['negative', 'positive'\]"),
+    (drop("data/reviews/ko/train.tsv"), "step3 --method native --data {data}", "no such file"),
+    (pairs(unlabelled), "step3 --method translated --data {data}", "translated.tsv:2: label ''; "),
+    (
+        copy_aligner("align-ko-fc-n9.pt"),
+        "step3",
+        r"by --n.*: align-ko-fc-n\d+.pt align-ko-fc-n9.pt",
+    ),
+    (another_lm, "step3", r"align-ko-fc-n\d+.pt: .*another LM.*: python step2_align.py"),
+    (put("runs/encoder/config.json", b"{}"), "step3", "encoder: other files .*; run step 1 again"),
+    (cut("embed.pt"), "step2", "embed.pt: .*python step1_embed.py"),
+    (cut("align-ko-fc-n*.pt"), "step3", r"align-ko-fc-n\d+.pt: .*python step2_align.py"),
+    (put("runs/embed.pt", b"hello\n"), "step2", "embed.pt: damaged; .*python step1_embed.py"),
+    (copy_aligner("embed.pt"), "step2", "embed.pt: not of kind embed.*step1_embed.py"),
+    (without_padding, "step1", "--model .*: GPT2Model: no encoder, or without padding"),
+    (model("Bart", **BART), "step1", "--model .*: BartModel: no encoder"),
+    (second_segment, "step1 --task nli", "--model .*: XLMRobertaModel fails on texts"),
+]
+MISTAKES = [
+    (None, *re.split(" +: ", line, maxsplit=1)) for line in FLAGS.strip().split("\n")
+] + BROKEN
+
+
+@pytest.mark.parametrize("prepare, line, match", MISTAKES)
+def test_mistake_is_one_line(prepare, line, match, place, play):
+    if prepare:
+        prepare(place)
+    before = listing(place.path)
+    status, _, err = play(line)
+    assert status == 2 and re.match(r"(\w+\.py: )?error: ", err) and re.search(match, err), err
+    assert err.count("\n") == 1 and len(err) < 500
+    assert listing(place.path) == before
+
+
+def shifted(rows):
+    return [[*row[:2], other[2]] for row, other in zip(rows, rows[1:] + rows[:1])]
+
+
+def swapped(rows):
+    return [[label, target, source] for label, source, target in rows]
+
+
+def refused(rows):
+    return [[*row[:2], "나" if i % 3 else row[2]] for i, row in enumerate(rows)]
+
+
+def untranslated(rows):
+    return [[*row[:2], row[1] if i % 3 else row[2]] for i, row in enumerate(rows)]
+
+
+def other_domain(rows):
+    texts = [f"{PLAIN[i % 9]} {PLAIN[i % 16]}" + " so" * (i % 4) for i in range(100)]
+    return [["", text, cipher(text)] for text in texts]
+
+
+def unrelated_five_times(rows):
+    return [[*row[:2], other[2]] for row, other in zip(rows[:60], rows[90:150])] * 5
+
+
+def english(change):
+    """A preparation: the rows of en/train.tsv as change(rows) makes them."""
+    return lambda place: rewrite(place.data / "reviews/en/train.tsv", change)
+
+
+def six(rows):
+    return rows[:6]
+
+
+def any_label(rows):
+    return [[("negative", "positive")[i % 2], row[1]] for i, row in enumerate(rows)]
+
+
+ALIGN = "step2 --arch linear --data {data}"
+TUNE = "step1 --epochs 2 --lr 1e-3"
+WARNINGS = [  # (what is broken, command, what it warns of then, and not before)
+    (pairs(shifted), ALIGN, r"P@1 is \d.\d%, chance: is translated.tsv shifted"),
+    (pairs(swapped), ALIGN, "nearer to the task's English.*: columns swapped"),
+    (pairs(refused), ALIGN, "rows share a translation, '나'; 1?[0-9]+ are different"),
+    (pairs(untranslated), ALIGN, r"\d+ of \d+ translations are the source itself"),
+    (pairs(other_domain), ALIGN, "far from the task's text, .*: expect little or no gain"),
+    (pairs(unrelated_five_times), ALIGN, "A is no better than the mean"),
+    (english(six), TUNE, "the LM learned nothing from 6 rows"),
+    (english(any_label), "step3 --data {data}", "no better than the majority class"),
+]
+
+
+@pytest.mark.parametrize("prepare, line, match", WARNINGS)
+def test_warning(prepare, line, match, place, play):
+    match = re.compile(f"(?m)^warning: .*{match}")
+    assert not match.search(play(line)[2])
+    prepare(place)
+    status, _, err = play(line)
+    assert status == 0 and match.search(err), err
+
+
+@pytest.mark.xfail(strict=True, raises=NotImplementedError, reason="tune() wants the table")
+def test_model_without_word_embeddings(play, monkeypatch):
+    """As CANINE, which hashes characters."""
+    monkeypatch.setattr(hf.XLMRobertaModel, "get_input_embeddings", hf.PreTrainedModel.forward)
+    assert play("step1")[0] == 0
+
+
+@pytest.mark.xfail(strict=True, raises=ValueError, reason="an empty list for AdamW")
+def test_inside_a_model_without_linear_layers(place, play):
+    model("GPT2", n_embd=32, n_layer=1, n_head=2)(place)
+    assert play("step1 --epochs 0")[0] == 0
+    status, _, err = play("step2 --arch inside")
+    assert status == 2 and err.startswith("error:")
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_help_names_every_flag_and_shows_the_docstring(script, monkeypatch, capsys):
+    flags, add = [], argparse.ArgumentParser.add_argument
+    noting = lambda p, *names, **options: (
+        flags.append((names[-1], options)) or add(p, *names, **options)
+    )
+    monkeypatch.setattr(argparse.ArgumentParser, "add_argument", noting)
+    monkeypatch.setattr(sys, "argv", [script, "--help"])
+    with pytest.raises(SystemExit) as stop:
+        SCRIPTS[script].main()
+    doc, told = capsys.readouterr().out.split("options:\n")
+    assert stop.value.code == 0 and doc.strip() == SCRIPTS[script].__doc__.strip()
+    assert len(flags) >= 9
+    assert all(options["help"] and re.search(rf" {name}\b", told) for name, options in flags)
+
+
+INTERRUPTED = {  # where: (command, object, name of the function that is interrupted)
+    "tuning": ("step1", step1_embed, "pad"),
+    "aligning": ("step2", torch.optim.AdamW, "step"),
+    "writing": ("step2", Path, "replace"),
+}
+
+
+@pytest.mark.parametrize("where", INTERRUPTED)
+def test_ctrl_c_is_one_line(where, place, play, monkeypatch):
+    line, owner, name = INTERRUPTED[where]
+    monkeypatch.setattr(owner, name, lambda *args, **options: signal.raise_signal(signal.SIGINT))
+    before = listing(place.path)
+    status, _, err = play(line)
+    assert status == 130 and re.search("(?m)^stopped; .*\n\\Z", err)
+    assert listing(place.path) == before
+
+
+def test_ctrl_c_ends_a_process(world, tmp_path):
+    out = tmp_path / "runs"
+    flags = "--model", world.encoder, "--data", world.data, "--task", "reviews", "--out", out
+    command = [sys.executable, "step1_embed.py", *map(str, flags), "--epochs", "9999"]
+    with subprocess.Popen(command, cwd=ROOT, stdout=-1, stderr=-1, encoding="utf-8") as process:
+        assert process.stdout.readline().startswith("step 1 |")
+        process.stdout.readline()
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=60)
+    last = err.rstrip("\n").split("\n")[-1].split("\r")[-1].strip()
+    assert process.returncode == 130 and last.startswith("stopped") and "Traceback" not in err
+    assert not list(out.iterdir())
+
+
+def test_full_disk_is_one_line(place, play, monkeypatch):
+    def write_bytes(path, content):
+        with open(path, "wb") as file:
+            file.write(content[: len(content) // 2])
+        raise OSError(28, "No space left on device")
+
+    before = listing(place.path)
+    monkeypatch.setattr(Path, "write_bytes", write_bytes)
+    status, _, err = play("step3")
+    assert status == 2 and re.fullmatch("error: .*No space left on device.*\n", err)
+    assert listing(place.path) == before
+
+
+def test_data_repoints_a_moved_root(place, play):
+    moved = {**common.load(place.out / "embed.pt", "embed"), "data": str(place.path / "moved")}
+    common.save(place.out / "embed.pt", **moved)
+    before = listing(place.out)
+    for line in "step2", "step3", "eval":
+        status, _, err = play(line)
+        assert status == 2 and "moved/reviews" in err
+        assert play(f"{line} --data {{data}}")[0] == 0
+    (place.out / "results.json").unlink()
+    assert listing(place.out) == before
+
+
+def test_seed_decides_every_bit(place, play):
+    found = []
+    for name, seed in ("a", 5), ("b", 5), ("c", 6):
+        for line in TUNE, "step2", "step2 --arch inside", "step3 --residuals":
+            assert play(f"{line} --seed {seed} --out {{path}}/{name}")[0] == 0
+        files = listing(place.path / name)
+        found.append({path.name.replace("seed6", "seed5"): data for path, data in files.items()})
+    assert found[0] == found[1] and found[0].keys() == found[2].keys()
+    same = [name for name in found[0] if found[0][name] == found[2][name]]
+    assert sorted(same) == ["config.json", "tokenizer.json", "tokenizer_config.json"]
+
+
+def test_the_same_command_again_writes_whole(place, play):
+    """Over a damaged file of its own, and over a good one: the same bits."""
+    before = listing(place.out)
+    for name, line in ("align-ko-fc-n*", "step2"), ("head-english", "step3"):
+        cut(f"{name}.pt")(place)
+        assert listing(place.out) != before
+        for _ in range(2):
+            assert play(line)[0] == 0
+            assert listing(place.out) == before, line
+
+
+def test_faults_program(monkeypatch, capsys):
+    for module, name in (step3_head, "STEPS"), (evaluation, "BOOTSTRAP"), (common, "SHARD"):
+        monkeypatch.setattr(module, name, None)  # it sets them: here until the test ends
+    monkeypatch.setattr(sys, "argv", ["faults.py", "--kills", "2", "--script", "step2_align"])
+    with pytest.raises(SystemExit) as stop:
+        faults.main()
+    out = capsys.readouterr().out
+    assert stop.value.code == 0 and "0 differences" in out
+    assert "1 kills by the clock, 1 in writes" in out

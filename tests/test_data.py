@@ -1,0 +1,367 @@
+"""Text, models and run folders as people bring them: read right, or refused in one line that says where."""
+
+import re
+import shutil
+import unicodedata
+from pathlib import Path
+
+import pytest
+import torch
+import transformers as hf
+from conftest import WORDS, cipher, main, make_encoder, make_tokenizer, write
+from safetensors.torch import load_file, save_file
+
+import common
+from common import PAIRS, ROWS, Cache, Inside, UserError, describe_task, encode, fixed_order
+from common import hold_out, load, load_encoder, load_english, load_pretrained, load_task
+from common import load_translated, read_tsv, save
+
+TEXTS = [(" ".join(WORDS[:k]),) for k in (3, 11, 5, 1, 7)]
+
+
+def refused(call, *words):
+    """`call` raises a UserError of one line that holds all words."""
+    with pytest.raises(UserError) as caught:
+        call()
+    told = str(caught.value)
+    assert "\n" not in told and all(str(word) in told for word in words), told
+
+
+# Files of text
+def test_text_is_composed_whatever_wrote_it(tmp_path):
+    """NFD, as macOS writes it, Korean letter by letter: the same text, and the same label."""
+    rows = [("café", "좋은 영화"), ("café", "나쁜 방"), ("no", "x")]
+    write(tmp_path / "t/en/train.tsv", ROWS[0], rows)
+    for row in (0, 2):
+        rows[row] = tuple(unicodedata.normalize("NFD", cell) for cell in rows[row])
+    write(tmp_path / "t/ko/train.tsv", ROWS[0], rows)
+    info = describe_task(tmp_path, "t")
+    assert info["labels"] == ["café", "no"]
+    texts, y = load_task(info, "ko", "train")
+    assert texts == [("좋은 영화",), ("나쁜 방",), ("x",)] and y.tolist() == [0, 0, 1]
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+def test_line_ends_and_byte_order_marks(tmp_path, end):
+    odd = "a\u2028b\u0085c d \u00a0e \u202eabc"  # all of it is text
+    lines = ["label\ttext", f"good\t{odd}", "bad\tz"]
+    for mark in ("", "\ufeff"):
+        for tail in ("", end, end * 3):
+            (tmp_path / "f.tsv").write_bytes((mark + end.join(lines) + tail).encode())
+            assert read_tsv(tmp_path / "f.tsv", *ROWS) == [("good", odd), ("bad", "z")]
+
+
+@pytest.mark.parametrize(
+    "content, line, words",
+    [
+        (b"", ":1:", "header"),
+        (b"label\ttext\ng\tx\n", ":", "1 rows"),
+        (b"text\tlabel\nx\tg\ny\tb\n", ":1:", "label text or: label text text_b"),
+        (b"label,text\ng,x\nb,y\n", ":1:", "header ('label,text',)"),
+        (b"label\ttext\ng\tx\ng\n", ":3:", "1 columns, not 2"),
+        (b"label\ttext\ng\tx\nb\ty\tz\n", ":3:", "3 columns, not 2"),
+        (b"label\ttext\ng\tx\nb\t\xc2\xa0\n", ":3:", "an empty text"),
+        (b"label\ttext\ng\tx\nb\ty\xff\n", ":3:", "not UTF-8"),
+        (b"label\ttext\ng\tx\n\xef\xbb\xbflabel\ttext\nb\ty\n", ":3:", "second header"),
+        (None, ":", "no such file"),
+    ],
+)
+def test_bad_rows_are_named_by_file_and_line(tmp_path, content, line, words):
+    path = tmp_path / "f.tsv"
+    if content is not None:
+        path.write_bytes(content)
+    refused(lambda: read_tsv(path, *ROWS), f"{path}{line}", words)
+
+
+def test_texts_in_quotes_warn(tmp_path, capsys):
+    rows = [("g", '"It was ""good"""'), ("b", '"x, y"'), ("b", "z")]
+    assert read_tsv(write(tmp_path / "f.tsv", ROWS[0], rows), *ROWS) == rows
+    assert "f.tsv: most texts stand in quotes" in capsys.readouterr().err
+    read_tsv(write(tmp_path / "f.tsv", ROWS[0], [*rows[1:], rows[2]]), *ROWS)
+    assert capsys.readouterr().err == ""
+
+
+# Labels
+@pytest.mark.parametrize("other", ["good ", "good\u00a0", "Good", "go\u200bod", "\uff47ood", ""])
+def test_labels_that_look_alike_are_refused(tmp_path, other):
+    rows = [("good", "x"), ("bad", "y"), (other, "z")]
+    path = write(tmp_path / "t/en/train.tsv", ROWS[0], rows)
+    refused(lambda: describe_task(tmp_path, "t"), path, repr(other), "look-alikes")
+
+
+def test_a_task_has_two_classes_and_few(tmp_path, capsys):
+    path = write(tmp_path / "t/en/train.tsv", ROWS[0], [("good", "x"), ("good", "y")])
+    refused(lambda: describe_task(tmp_path, "t"), path, "two or more")
+    rows = [(f"text {i}", "ab"[i % 2]) for i in range(40)]  # columns swapped
+    write(path, ROWS[0], rows)
+    describe_task(tmp_path, "t")
+    assert "40 classes in 40 rows; is the label the first column?" in capsys.readouterr().err
+    write(path, ROWS[0], [row[::-1] for row in rows])
+    assert describe_task(tmp_path, "t")["labels"] == ["a", "b"] and not capsys.readouterr().err
+
+
+def test_an_unknown_label_is_named_by_its_line(world, tmp_path):
+    info = {**describe_task(world.data, "reviews"), "data": tmp_path}
+    rows = [("positive", "x"), ("negative", "y"), ("meh", "z")]
+    path = write(tmp_path / "reviews/ko/test.tsv", ROWS[0], rows)
+    refused(lambda: load_task(info, "ko", "test"), f"{path}:4: label 'meh'", "'positive'")
+
+
+@pytest.mark.xfail(strict=True, reason="label_ids counts lines after rows were merged and shuffled")
+def test_an_unknown_label_of_a_translation_is_named_by_its_line(world, tmp_path):
+    info = {**describe_task(world.data, "reviews"), "data": tmp_path}
+    rows = [("meh" if i == 5 else "positive", f"{i}", f"x{i}") for i in range(30)]
+    path = write(tmp_path / "reviews/ko/translated.tsv", PAIRS[0], rows)
+    assert len(load_translated(info, "ko")[0]) == 30, "labels do not matter to an aligner"
+    refused(lambda: load_translated(info, "ko", labelled=True), f"{path}:7: label 'meh'")
+
+
+# Tasks
+def test_pairs_are_two_texts(world):
+    info = describe_task(world.data, "nli")
+    assert info["pair"] and info["labels"] == ["contradiction", "entailment", "neutral"]
+    assert all(len(text) == 2 for text in load_task(info, "ko", "test")[0])
+    english, target, _ = load_translated(info, "ko")
+    assert len(target) > 100
+    assert target == [tuple(map(cipher, text)) for text in english]
+    single = {**info, "pair": False}
+    refused(lambda: load_task(single, "ko", "test"), "test.tsv:1: header", "label text")
+
+
+def test_held_out_rows_share_no_first_text():
+    texts = [(f"premise {i // 3}", f"hypothesis {i}") for i in range(300)]
+    kept, held = hold_out(texts)
+    assert sorted(kept + held) == list(range(300)) and len(held) == 30
+    assert not {texts[i][0] for i in kept} & {texts[i][0] for i in held}
+    refused(lambda: hold_out([("a", "b"), ("a", "c")]), "2 rows of one first text")
+
+
+def test_dev_is_held_out_where_there_is_none(world, tmp_path):
+    shutil.copytree(world.data, tmp_path / "data")
+    info = describe_task(tmp_path / "data", "nli")
+    assert len(load_english(info)[2]) == 40
+    (tmp_path / "data/nli/en/dev.tsv").unlink()
+    texts, y, dev, dev_y = load_english(info)
+    assert len(texts) + len(dev) == len(y) + len(dev_y) == 120
+    assert not {text[0] for text in texts} & {text[0] for text in dev}
+    whole = dict(zip(*load_task(info, "en", "train")))
+    assert all(whole[text] == label for text, label in zip(texts + dev, torch.cat([y, dev_y])))
+
+
+def test_n_is_a_prefix_of_one_order(world):
+    assert sorted(fixed_order(1_000)) == list(range(1_000)) != fixed_order(1_000)
+    info = describe_task(world.data, "reviews")
+    whole, small = load_translated(info, "ko", labelled=True), load_translated(info, "ko", 50, True)
+    assert len(whole[0]) == 400 and len(small[0]) == 50
+    assert [part[:50] for part in whole[:2]] == list(small[:2])
+    assert torch.equal(whole[2][:50], small[2]) and load_translated(info, "ko")[2] is None
+    assert load_translated(info, "ko", 50, seed=1)[0] != small[0]
+    labels = dict(zip(*load_task(info, "en", "train")))
+    assert all(labels[text] == y for text, y in zip(whole[0], whole[2]))
+
+
+def test_the_same_pair_counts_once(tmp_path):
+    info = {"data": tmp_path, "task": "t", "pair": False, "labels": ["a", "b"]}
+    rows = [("a", f"{i}", f"x{i}") for i in range(20)]
+    rows += [("b", *row[1:]) for row in rows] + [("a", "0", "another")]
+    path = write(tmp_path / "t/ko/translated.tsv", PAIRS[0], rows)
+    english, target, y = load_translated(info, "ko", labelled=True)
+    assert len(set(zip(english, target))) == len(english) == 21 and y.tolist() == [0] * 21
+    refused(lambda: load_translated(info, "ko", 22), path, "21 different pairs; use --n 21")
+
+
+# The cache of embeddings
+@pytest.fixture
+def encoder(runs):
+    return load_encoder(runs)[0]
+
+
+@pytest.fixture
+def encoded(monkeypatch):
+    """The texts of each call of encode in common."""
+    calls = []
+
+    def spy(encoder, texts, *args, **options):
+        calls.append(texts)
+        return encode(encoder, texts, *args, **options)
+
+    monkeypatch.setattr(common, "encode", spy)
+    return calls
+
+
+def test_a_text_is_encoded_once(encoder, encoded, tmp_path):
+    plain = encode(encoder, TEXTS)
+    assert torch.allclose(Cache(encoder, tmp_path)(TEXTS[:3]), plain[:3], atol=1e-5)
+    first = Cache(encoder, tmp_path)(TEXTS + TEXTS[:2])  # as a larger n in a new process
+    assert torch.allclose(first, torch.cat([plain, plain[:2]]), atol=1e-5)
+    assert encoded == [TEXTS[:3], TEXTS[3:]]
+    assert torch.equal(Cache(encoder, tmp_path)(TEXTS), first[:5]) and len(encoded) == 2
+
+
+def test_a_killed_run_goes_on(encoder, encoded, tmp_path, monkeypatch):
+    monkeypatch.setattr(common, "SHARD", 2)
+
+    def write_and_die(*args, **content):
+        save(*args, **content)
+        if len(encoded) == 2:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(common, "save", write_and_die)
+        Cache(encoder, tmp_path / "killed")(TEXTS)
+    Cache(encoder, tmp_path / "killed")(TEXTS)
+    assert encoded == [TEXTS[:2], TEXTS[2:4], TEXTS[4:]]
+    Cache(encoder, tmp_path / "whole")(TEXTS)
+    killed, whole = (sorted(tmp_path.glob(f"{name}/cache/*/*")) for name in ("killed", "whole"))
+    assert [path.name for path in killed] == [path.name for path in whole]
+    assert [path.read_bytes() for path in killed] == [path.read_bytes() for path in whole]
+    assert len(whole) == 3
+
+
+def test_another_dtype_or_inside_has_a_folder_of_its_own(encoder, runs, tmp_path):
+    inside = Inside(encoder.lm)
+    torch.nn.init.ones_(inside.B[0])
+    inside.digest = "f" * 64
+    low, _ = load_encoder(runs, dtype=torch.bfloat16)
+    tables = [Cache(low, tmp_path)(TEXTS), Cache(encoder, tmp_path)(TEXTS)]
+    with inside.on(encoder):
+        tables.append(Cache(encoder, tmp_path)(TEXTS))
+    assert len(list((tmp_path / "cache").iterdir())) == 3
+    assert len({table.numpy().tobytes() for table in tables}) == 3
+
+
+def test_a_damaged_cache_file_is_named(encoder, tmp_path):
+    Cache(encoder, tmp_path)(TEXTS)
+    (path,) = tmp_path.glob("cache/*/*")
+    path.write_bytes(path.read_bytes()[:-50])
+    refused(lambda: Cache(encoder, tmp_path), path, "damaged", "deleting it")
+
+
+# Files of a run folder
+foreign = pytest.param(
+    "foreign", marks=pytest.mark.xfail(strict=True, reason="common.load: KeyError without a kind")
+)
+
+
+@pytest.mark.parametrize(
+    "fault", ["cut", "flipped", "text", "code", foreign, "kind", "lm", "missing"]
+)
+def test_a_file_that_is_not_what_it_should_be_is_refused(tmp_path, fault):
+    path, tensor = tmp_path / "align-ko.pt", torch.arange(999.0)
+    save(path, "align", lm="f" * 64, t=tensor, n=3, none=None)
+    good = load(path, "align", "f" * 64)
+    assert torch.equal(good["t"], tensor) and (good["n"], good["none"]) == (3, None)
+    raw = bytearray(path.read_bytes())
+    if fault == "flipped":
+        raw[raw.find(tensor.numpy().tobytes()[:400]) + 100] ^= 1
+    path.unlink()
+    if fault == "code":
+        torch.save({"kind": "align", "lm": "f" * 64, "call": Path.touch}, path)
+    elif fault == "foreign":
+        torch.save({"weight": tensor}, path)
+    elif fault != "missing":
+        path.write_bytes({"cut": raw[:-700], "text": b"hello"}.get(fault, raw))
+    kind, lm = "head" if fault == "kind" else "align", ("g" if fault == "lm" else "f") * 64
+    refused(lambda: load(path, kind, lm), path, "python step")
+
+
+@pytest.mark.parametrize("call", ["write_bytes", "replace"])
+def test_a_write_that_fails_leaves_the_old_file(tmp_path, monkeypatch, call):
+    save(tmp_path / "a.pt", "align", lm="", n=1)
+
+    def full(path, *args):
+        path.touch()
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="No space left"):
+        patch.setattr(Path, call, full)
+        save(tmp_path / "a.pt", "align", lm="", n=2)
+    assert [path.name for path in tmp_path.iterdir()] == ["a.pt"]
+    assert load(tmp_path / "a.pt", "align")["n"] == 1
+
+
+def test_the_encoder_folder_is_a_plain_hugging_face_folder(runs, encoder):
+    lm = hf.AutoModel.from_pretrained(runs / "encoder")
+    tokenizer = hf.AutoTokenizer.from_pretrained(runs / "encoder")
+    for text, expected in zip(TEXTS, encode(encoder, TEXTS)):
+        with torch.no_grad():
+            hidden = lm(**tokenizer(*text, return_tensors="pt")).last_hidden_state[0]
+        assert torch.allclose(hidden.mean(0), expected, atol=1e-5)
+
+
+def test_sentence_transformers_reads_it(runs, encoder):
+    library = pytest.importorskip("sentence_transformers")
+    model = library.SentenceTransformer(str(runs / "encoder"), device="cpu")
+    made = torch.from_numpy(model.encode([text[0] for text in TEXTS]))
+    assert torch.allclose(made, encode(encoder, TEXTS), atol=1e-5)
+
+
+def test_an_encoder_folder_of_another_run_is_refused(folder, tmp_path):
+    assert load_encoder(folder, data="moved")[1]["data"] == "moved"
+    weights = folder / "encoder/model.safetensors"
+    save_file({k: v + 1 for k, v in load_file(weights).items()}, weights)
+    refused(lambda: load_encoder(folder), folder / "encoder", "run step 1 again")
+    shutil.rmtree(folder / "encoder")
+    refused(lambda: load_encoder(folder), folder / "encoder", "run step 1 again")
+    refused(lambda: load_encoder(tmp_path / "none"), "none/embed.pt", "python step1_embed.py")
+
+
+# Models
+def break_model(folder, fault):
+    weights, config = load_file(folder / "model.safetensors"), folder / "config.json"
+    words = weights["embeddings.word_embeddings.weight"]
+    if fault == "no tokenizer":
+        (folder / "tokenizer.json").unlink()
+        (folder / "tokenizer_config.json").unlink()
+    elif fault == "no padding":
+        tokenizer = hf.AutoTokenizer.from_pretrained(folder)
+        tokenizer.pad_token = None
+        tokenizer.save_pretrained(folder)
+    elif fault == "no room":
+        make_tokenizer(WORDS, max_len=2).save_pretrained(folder)
+    elif fault == "ids beyond the table":
+        config.write_text(re.sub(r'"vocab_size": \d+', '"vocab_size": 20', config.read_text()))
+        weights["embeddings.word_embeddings.weight"] = words[:20].clone()
+    elif fault == "not finite":
+        words[10] = float("nan")
+    else:
+        del weights["encoder.layer.1.output.dense.weight"]
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+
+
+@pytest.mark.parametrize(
+    "fault, words",
+    [
+        ("no tokenizer", "tokenizer"),
+        ("no padding", "without padding"),
+        ("no room", "0 known"),
+        ("ids beyond the table", "XLMRobertaModel fails on texts of up to 10 tokens"),
+        ("not finite", "an embedding is not finite"),
+        ("missing weights", "encoder.layer.1.output.dense.weight"),
+    ],
+)
+def test_a_broken_model_is_refused_before_training(world, tmp_path, fault, words):
+    model = shutil.copytree(world.encoder, tmp_path / "model")
+    break_model(model, fault)
+    where = "--data", world.data, "--task", "reviews", "--out", tmp_path / "runs"
+    refused(lambda: main("step1_embed.py", "--model", model, *where), "--model", model, words)
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize("kind, room", [("xlm-roberta", 64), ("bert", 66), ("mpnet", 64)])
+def test_text_is_cut_to_the_position_table(tmp_path, kind, room):
+    """66 positions, of which RoBERTa's and MPNet's begin behind the padding id, 1."""
+    folder = make_encoder(tmp_path, kind)
+    path = folder / "tokenizer_config.json"
+    path.write_text(
+        re.sub(r'"model_max_length": \d+', '"model_max_length": 9999', path.read_text())
+    )
+    encoder = load_pretrained(folder, max_len=512)
+    assert encoder.max_len == room
+    assert encode(encoder, [" ".join(WORDS * 5)]).isfinite().all()
+
+
+def test_an_embedding_that_is_not_finite_is_named_by_its_text(encoder):
+    broken = load_pretrained(encoder.lm.config._name_or_path)
+    broken.lm.get_input_embeddings().weight.data[broken.tokenizer.vocab["film"]] = float("inf")
+    refused(lambda: encode(broken, ["good", "bad room", "a film"]), "text 3:", "a film")

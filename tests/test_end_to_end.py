@@ -1,0 +1,145 @@
+"""The repository as a newcomer meets it: the toy world, README's commands and code, the core's size and layout."""
+
+import ast
+import importlib
+import json
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import ROOT, SCRIPTS
+
+import common
+import step3_head
+
+CORE = ["common.py", *SCRIPTS]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+SHELL = "".join(block.replace("&& \\\n", "\n") for kind, block in BLOCKS if kind == "sh")
+COMMANDS = [shlex.split(line, comments=True) for line in SHELL.splitlines()]
+COMMANDS = [words[1:] for words in COMMANDS if words[:1] == ["python"] and words[1:]]
+PYTHON = [block for kind, block in BLOCKS if kind == "python"]
+N = 200  # pairs, in place of README's
+
+
+def play(script, *args):
+    """Run a script of the root or of data/ in this process."""
+    if script in SCRIPTS:
+        module, args = SCRIPTS[script], [*args, "--device", "cpu"]
+    else:
+        module = importlib.import_module(script.replace("/", ".").removesuffix(".py"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", [script, *args])
+        common.run(module.main)
+
+
+@pytest.fixture(scope="session")
+def home(tmp_path_factory):
+    """A folder with data/toy and runs/: README's main job, and `inside`, on a small toy world."""
+    home = tmp_path_factory.mktemp("home")
+    first = next(i for i, words in enumerate(COMMANDS) if words[0] == "step1_embed.py")
+    last = next(i for i, words in enumerate(COMMANDS) if words[0] == "eval.py")
+    inside = [["step2_align.py", "--arch", "inside", "--lang", "ko"]]
+    inside += [["step3_head.py", "--method", "rev", "--arch", "inside", "--lang", "ko"]]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(home)
+        patch.syspath_prepend(ROOT / "data")
+        patch.setattr(step3_head, "STEPS", 200)
+        play("data/toy.py", "--rows", "300", "--steps", "30")
+        for command in [*COMMANDS[first:last], *inside, COMMANDS[last]]:
+            play(*[str(N) if word.isdigit() else word for word in command])
+    return home
+
+
+def test_run_folder_is_as_designed(home):
+    names = {path.name for path in (home / "runs").iterdir()}
+    made = [f"align-ko-fc-n{N}.pt", f"head-ko-fc-n{N}.pt", f"head-ko-fc-n{N}-residuals.pt"]
+    made += ["align-ko-rev-inside-n300.pt", "head-ko-rev-inside-n300.pt", "head-english.pt"]
+    assert names == {"encoder", "embed.pt", "cache", "results.json", *made}
+    for name in [*made, "embed.pt"]:
+        art = torch.load(home / "runs" / name, weights_only=True)
+        assert art["kind"] == name.removesuffix(".pt").split("-")[0]
+
+
+def test_toy_world_leaks_nothing_and_evaluates(home):
+    records = json.loads((home / "runs/results.json").read_text())
+    variants = {(record["method"], record["arch"], record["residuals"]) for record in records}
+    langalign = {("langalign", "fc", False), ("langalign", "fc", True)}
+    assert variants == {("english", None, False), ("rev", "inside", False)} | langalign
+    for record in records:
+        assert record["lang"] == "ko" and record["leaks"] == 0 and record["rows"] == 300
+
+
+def test_toy_world_replaces_only_its_own(home, monkeypatch, capsys):
+    monkeypatch.chdir(home)
+    with pytest.raises(SystemExit) as stop:
+        play("data/toy.py", "--out", "runs")
+    assert stop.value.code == 2 and "runs was not made by data/toy.py" in capsys.readouterr().err
+    assert (home / "runs/embed.pt").exists()
+
+
+def test_readme_commands_have_flags_that_exist(capsys):
+    assert len(COMMANDS) >= 6
+    for script, *words in COMMANDS:
+        with pytest.raises(SystemExit) as stop:
+            play(script, "--help")
+        told = capsys.readouterr().out.split("\noptions:\n")[-1]
+        flags = [word.split("=")[0] for word in words if word.startswith("--")]
+        assert stop.value.code == 0
+        assert not [flag for flag in flags if not re.search(rf" {flag}\b", told)], script
+
+
+@pytest.mark.parametrize("block", PYTHON, ids=range(len(PYTHON)))
+def test_readme_code_runs(block, home, tmp_path, monkeypatch):
+    """In a copy of the run folder, with fewer pairs than README has."""
+    shutil.copytree(home / "runs", tmp_path / "runs")
+    (tmp_path / "data").symlink_to(home / "data")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(step3_head, "STEPS", 50)
+    exec(re.sub(r"\bn=\d+", f"n={N}", block), {})  # noqa: S102
+
+
+def test_core_is_small():
+    trees = {name: ast.parse((ROOT / name).read_text(encoding="utf-8")) for name in CORE}
+    functions = {
+        (name, part.name): part.end_lineno - part.lineno + 1
+        for name, tree in trees.items()
+        for part in ast.walk(tree)
+        if isinstance(part, ast.FunctionDef)
+    }
+    most = {key: 79 if key[1] == "main" else 39 for key in functions}
+    assert not {key: lines for key, lines in functions.items() if lines > most[key]}
+    assert sum(len((ROOT / name).read_text(encoding="utf-8").splitlines()) for name in CORE) <= 1200
+
+
+def test_core_is_formatted():
+    if not (
+        ruff := shutil.which("ruff", path=f"{os.environ['PATH']}:{Path(sys.executable).parent}")
+    ):
+        pytest.skip("ruff is not installed")
+    command = [ruff, "format", "--check", "--line-length", "100", *CORE]
+    assert subprocess.run(command, cwd=ROOT, check=False, capture_output=True).returncode == 0
+
+
+def test_layout_is_the_design_card_s():
+    names = {path.name for path in ROOT.iterdir() if not path.name.startswith(".")}
+    made = {"runs", "venv", "__pycache__"}
+    assert names - made == {"README.md", "LICENSE", "requirements.txt", *CORE, "data", "tests"}
+
+
+def test_imports_are_the_required_packages():
+    scripts = [*(ROOT / name for name in CORE), *(ROOT / "data").glob("*.py")]
+    allowed = {*sys.stdlib_module_names, *(path.stem for path in scripts)}
+    for path in scripts:
+        parts = list(ast.walk(ast.parse(path.read_text(encoding="utf-8"))))
+        found = {part.module for part in parts if isinstance(part, ast.ImportFrom)}
+        found |= {a.name for part in parts if isinstance(part, ast.Import) for a in part.names}
+        more = {"tokenizers"} if path.name == "toy.py" else set()
+        more |= {"torch", "transformers", "numpy", "tqdm"}
+        assert {name.split(".")[0] for name in found} <= allowed | more, path.name
