@@ -15,13 +15,13 @@ import re
 import sys
 import unicodedata
 import zipfile
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.distributed as dist
-import torch.nn.functional as F
 import transformers
 from torch import nn
 from tqdm import tqdm
@@ -69,10 +69,11 @@ class Encoder(nn.Module):
         return masked_mean(hidden, batch["attention_mask"]) if self.pool == "mean" else hidden[:, 0]
 
     def tokenize(self, texts):
-        """Texts -> a list of {"input_ids": [...], maybe "token_type_ids": [...]}, cut to max_len."""
+        """Texts -> a list of {"input_ids": [...], "attention_mask": [...], ...}, cut to max_len."""
+        if not texts:
+            return []
         columns = [list(column) for column in zip(*texts)]  # first texts, maybe second texts
-        limit = {"truncation": True, "max_length": self.max_len, "return_attention_mask": False}
-        out = self.tokenizer(*columns, **limit)
+        out = self.tokenizer(*columns, truncation=True, max_length=self.max_len)
         return [dict(zip(out, values)) for values in zip(*out.values())]
 
 
@@ -109,9 +110,9 @@ def make_optimizer(weights, lr, steps, weight_decay=0.0):
 
 
 @torch.no_grad()
-def encode(encoder, texts, batch_tokens=None, progress="encode"):
+def encode(encoder, texts, batch_tokens=None, progress="encode", place="text ", first=1):
     """Texts or (text, text_b) pairs -> (N, D) fp32 on the CPU, in their order. Under torchrun a rank does
-    its share and gets all. UserError with the number of a text whose embedding is not finite."""
+    its share and gets all. UserError with the place of a text whose embedding is not finite."""
     if isinstance(texts, str):
         raise TypeError(f"give a list of texts, not the bare string {texts[:30]!r}")
     texts = [(text,) if isinstance(text, str) else text for text in texts]
@@ -119,18 +120,17 @@ def encode(encoder, texts, batch_tokens=None, progress="encode"):
     mine = range(RANK, len(texts), WORLD)
     rows = encoder.tokenize([texts[i] for i in mine])
     budget = batch_tokens or BATCH_TOKENS.get(encoder.lm.device.type, 16_384)
-    order, parts = [], [torch.empty(0, encoder.dim, device=encoder.lm.device)]
-    with bar(total=len(rows), desc=progress, unit="text") as shown:
-        for index in batches([len(row["input_ids"]) for row in rows], budget):
-            batch = pad([rows[i] for i in index], encoder.tokenizer, encoder.lm.device)
-            parts.append(encoder(batch))  # (B, D)
-            order += [mine[i] for i in index]
-            shown.update(len(index))
-    out = torch.zeros(len(texts), encoder.dim)
-    out[order] = torch.cat(parts).cpu()
-    out = sum_over_ranks(out, texts)
-    for i in (~out.isfinite().all(1)).nonzero().flatten().tolist():
-        raise UserError(f"text {i + 1}: its embedding is not finite; try --amp off: {texts[i]}")
+    cut = list(batches([len(row["input_ids"]) for row in rows], budget))
+    out = torch.zeros(len(texts), encoder.dim, device=encoder.lm.device)
+    for index in bar(cut, desc=progress):
+        batch = pad([rows[i] for i in index], encoder.tokenizer, encoder.lm.device)
+        out[[mine[i] for i in index]] = encoder(batch)  # (B, D)
+    out = sum_over_ranks(out.cpu(), texts)
+    finite = out.isfinite().all(1).tolist()
+    if not all(finite):
+        i = finite.index(False)
+        why = "an embedding is not finite; try --amp off"
+        raise UserError(f"{place}{first + i}: {why}: {texts[i]}")
     return out
 
 
@@ -165,9 +165,8 @@ class Aligner(nn.Module):
             self.f = nn.Sequential(*layers[:-2])  # nothing after the last linear layer
         else:
             self.f = nn.Identity() if arch == "shift" else nn.Linear(dim, dim, bias=False)
-        for name, start in {"mean_x": 0.0, "scale_x": 1.0, "mean_y": 0.0}.items():
-            self.register_buffer(name, torch.full((dim,), start))
-        self.register_buffer("scale_y", torch.ones(()))
+        self.mean_x, self.scale_x = nn.Buffer(torch.zeros(dim)), nn.Buffer(torch.ones(dim))
+        self.mean_y, self.scale_y = nn.Buffer(torch.zeros(dim)), nn.Buffer(torch.ones(()))
 
     def forward(self, x):
         return self.f((x - self.mean_x) / self.scale_x) * self.scale_y + self.mean_y
@@ -187,6 +186,8 @@ class Inside(nn.Module):
         super().__init__()
         self.config = {"arch": "inside", "rank": rank}
         self.layers = [name for name, part in lm.named_modules() if isinstance(part, nn.Linear)]
+        if not self.layers:
+            raise UserError(f"{type(lm).__name__} has no linear layers for --arch inside; use fc")
         sizes = [lm.get_submodule(name).weight.shape for name in self.layers]  # (out, in)
         self.A = nn.ParameterList(torch.randn(rank, size[1]) / size[1] ** 0.5 for size in sizes)
         self.B = nn.ParameterList(torch.zeros(size[0], rank) for size in sizes)
@@ -196,26 +197,25 @@ class Inside(nn.Module):
         with self.on(encoder):
             return encoder(batch)
 
+    @staticmethod
+    def add(A, B, layer, inputs, out):
+        """W h -> W h + B A h, a hook: inputs (h,), h (B, T, in), out = W h (B, T, out)."""
+        h = inputs[0]
+        return out + h @ A.T.to(h.dtype) @ B.T.to(h.dtype)
+
     @contextlib.contextmanager
     def on(self, encoder):
         """The encoder, with A in it until the `with` block ends. ValueError if another is on."""
         if encoder.inside is not None:
             raise ValueError("an Inside is on in this encoder; leave its `with` block first")
-        hooks = []
-        for name, A, B in zip(self.layers, self.A, self.B):
-
-            def add(layer, inputs, out, A=A, B=B):  # inputs: (h,), h (B, T, in); out (B, T, out)
-                h = inputs[0]
-                return out + F.linear(F.linear(h, A.to(h.dtype)), B.to(h.dtype))
-
-            hooks.append(encoder.lm.get_submodule(name).register_forward_hook(add))
         encoder.inside = self
-        try:
+        with contextlib.ExitStack() as until_the_end:
+            until_the_end.callback(setattr, encoder, "inside", None)
+            for name, A, B in zip(self.layers, self.A, self.B):
+                hook = partial(self.add, A, B)
+                layer = encoder.lm.get_submodule(name)
+                until_the_end.enter_context(layer.register_forward_hook(hook))
             yield encoder
-        finally:
-            encoder.inside = None
-            for hook in hooks:
-                hook.remove()
 
     @torch.no_grad()
     def merge(self, lm):
@@ -253,7 +253,7 @@ def read_lines(path):
     return unicodedata.normalize("NFC", text).rstrip("\n").split("\n")
 
 
-def read_tsv(path, *headers):
+def read_tsv(path, *headers, labels=None):
     """Rows, as tuples, of a tab-separated file without quoting whose header is one of `headers`."""
     header, *rows = [tuple(line.split("\t")) for line in read_lines(path)]
     if " ".join(header) not in headers:
@@ -263,19 +263,13 @@ def read_tsv(path, *headers):
             raise UserError(f"{path}:{line}: not {len(header)} columns, or a second header")
         if not all(cell.strip() for cell in row[1:]):
             raise UserError(f"{path}:{line}: an empty text; fill it or delete the row")
+        if labels and row[0] not in labels:
+            raise UserError(f"{path}:{line}: label {row[0]!r}; en/train.tsv's are {labels}")
     if len(rows) < 2:
         raise UserError(f"{path}: {len(rows)} rows below the header; give two or more")
-    if sum(row[1][0] == row[1][-1] == '"' for row in rows) > len(rows) / 2:
-        warn(f"{path}: most texts stand in quotes, which are taken as text; use data/convert.py")
+    quoted = sum(row[1][0] == row[1][-1] == '"' for row in rows) > len(rows) / 2
+    warn_if(quoted, f"{path}: most texts stand in quotes, taken as text; use data/convert.py")
     return rows
-
-
-def label_ids(path, rows, labels):
-    """First column of rows -> (N,) int64; UserError with the line of one that is none of `labels`."""
-    for line, row in enumerate(rows, 2):
-        if row[0] not in labels:
-            raise UserError(f"{path}:{line}: label {row[0]!r}; en/train.tsv's are {labels}")
-    return torch.tensor([labels.index(row[0]) for row in rows])
 
 
 def describe_task(data, task):
@@ -283,21 +277,20 @@ def describe_task(data, task):
     path = Path(data, task, "en", "train.tsv")
     rows = read_tsv(path, *ROWS)
     labels = sorted({row[0] for row in rows})
-    seen = [re.sub(r"[\u200b-\u200d\ufeff]", "", label) for label in labels]  # no zero width
-    seen = [unicodedata.normalize("NFKC", label).strip().casefold() for label in seen]
-    alike = [label for label, look in zip(labels, seen) if not look or seen.count(look) > 1]
-    if alike or len(labels) < 2:
-        raise UserError(f"{path}: labels {alike or labels}: give two or more, no look-alikes")
-    if len(labels) > max(2, len(rows) / 10):
-        warn(f"{path}: {len(labels)} classes in {len(rows)} rows; is the label the first column?")
+    looks = {unicodedata.normalize("NFKC", label).casefold() for label in labels}
+    looks = {re.sub(r"^\s+|\s+$|[\u200b-\u200d\ufeff]", "", look) for look in looks}
+    if len(looks) < max(2, len(labels)) or "" in looks:
+        raise UserError(f"{path}: labels {labels}: give two or more, none empty, no look-alikes")
+    many = f"{len(labels)} classes in {len(rows)} rows; is the label the first column?"
+    warn_if(len(labels) > max(2, len(rows) / 10), f"{path}: {many}")
     return {"data": str(data), "task": task, "labels": labels, "pair": len(rows[0]) == 3}
 
 
 def load_task(info, lang, split):
     """A file of the task: (texts, y (N,) int64)."""
     path = Path(info["data"], info["task"], lang, f"{split}.tsv")
-    rows = read_tsv(path, ROWS[info["pair"]])
-    return [row[1:] for row in rows], label_ids(path, rows, info["labels"])
+    rows = read_tsv(path, ROWS[info["pair"]], labels=info["labels"])
+    return [row[1:] for row in rows], torch.tensor([info["labels"].index(row[0]) for row in rows])
 
 
 def load_english(info):
@@ -329,11 +322,12 @@ def load_translated(info, lang, n=None, labelled=False, seed=0):
     """n pairs of translated.tsv, the first in a fixed order: (English texts d_en, translations T(d_en),
     y (n,) if `labelled`). n None: DEFAULT_N, or all. The same pair counts once; seed: another order."""
     path = Path(info["data"], info["task"], lang, "translated.tsv")
-    rows = list({row[1:]: row for row in reversed(read_tsv(path, *PAIRS))}.values())[::-1]
+    rows = read_tsv(path, *PAIRS, labels=info["labels"] if labelled else None)
+    rows = list({row[1:]: row for row in reversed(rows)}.values())[::-1]
     if n is not None and n > len(rows):
         raise UserError(f"--n {n}: {path} has {len(rows)} different pairs; use --n {len(rows)}")
     rows = [rows[i] for i in fixed_order(len(rows), seed)[: n or DEFAULT_N]]
-    y = label_ids(path, rows, info["labels"]) if labelled else None
+    y = torch.tensor([info["labels"].index(row[0]) for row in rows]) if labelled else None
     half = len(rows[0]) // 2 + 1
     return [row[1:half] for row in rows], [row[half:] for row in rows], y
 
@@ -358,10 +352,9 @@ def write_whole(path, content):
             temporary.write_bytes(content)
             temporary.replace(path)
     except OSError as err:  # a full disk's own message names no file
-        raise UserError(f"{path}: {err.strerror}; make room, or write to another folder")
+        raise OSError(err.errno, f"{err.strerror}; make room or choose another folder", str(path))
     finally:
-        if temporary.exists():
-            temporary.unlink()
+        temporary.unlink(missing_ok=True)
     if WORLD > 1:
         dist.barrier()
 
@@ -375,13 +368,11 @@ def save(path, kind, **content):
 
 def load(path, kind, lm=None):
     """The dict in a .pt file; UserError unless whole, of this kind and of the LM of digest `lm`."""
-    why = f"not of kind {kind}, or of another LM or task than encoder/"
+    why = f"not of kind {kind}, damaged, or of another LM or task than encoder/"
     try:
-        with zipfile.ZipFile(path) as whole:
-            if whole.testzip():
-                raise ValueError("a checksum is wrong")
+        whole = zipfile.ZipFile(path).testzip() is None  # by the checksum of each part
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        if content.get("kind") == kind and lm in (None, content["lm"]):
+        if whole and content.get("kind") == kind and lm in (None, content["lm"]):
             return content
     except Exception as err:  # zip and pickle readers raise their own
         why = getattr(err, "strerror", None) or "damaged"
@@ -427,10 +418,9 @@ def load_pretrained(name, pool="mean", max_len=256):
 
 def encoder_digest(folder, info):
     """Digest of an encoder/ folder's files and of what its vectors and labels depend on besides."""
-    parts = [repr([info[key] for key in ("task", "labels", "pool", "max_len")])]
-    for path in sorted(path for path in Path(folder).iterdir() if path.is_file()):
-        parts += [path.name, path.read_bytes()]
-    return digest_of(*parts)
+    chosen = repr([info[key] for key in ("task", "labels", "pool", "max_len")])
+    paths = sorted(path for path in Path(folder).iterdir() if path.is_file())
+    return digest_of(chosen, *(path.name.encode() + path.read_bytes() for path in paths))
 
 
 def load_encoder(out="runs", device="cpu", dtype=None, data=None):
@@ -451,21 +441,24 @@ class Cache:
 
     def __init__(self, encoder, out, batch_tokens=None):
         self.encoder, self.batch_tokens, self.rows = encoder, batch_tokens, {}  # rows: key -> (D,)
-        self.folder = Path(out, "cache", f"{encoder.digest[:16]}-{str(encoder.lm.dtype)[6:]}")
+        inside = encoder.inside.digest[:16] if encoder.inside else "plain"
+        name = f"{encoder.digest[:16]}-{inside}-{str(encoder.lm.dtype)[6:]}"
+        self.folder = Path(out, "cache", name)
         for path in sorted(self.folder.glob("*.pt")):
             art = load(path, "cache", encoder.digest)
             self.rows.update(zip(art["keys"], art["embeddings"]))
 
     def __call__(self, texts, progress="encode"):
         """Texts -> (N, D) fp32, encoded now or before."""
-        inside = self.encoder.inside.digest if self.encoder.inside else ""
-        keys = [digest_of(inside, "\t".join(text))[:32] for text in texts]
-        new = [item for item in dict(zip(keys, texts)).items() if item[0] not in self.rows]
+        keys = [digest_of("\t".join(text))[:32] for text in texts]
+        text_of = dict(zip(keys, texts))
+        new = [key for key in text_of if key not in self.rows]
         for start in range(0, len(new), SHARD * WORLD):  # a fixed cut: a killed run goes on alike
-            part = dict(new[start : start + SHARD * WORLD])
-            embeddings = encode(self.encoder, list(part.values()), self.batch_tokens, progress)
+            part = new[start : start + SHARD * WORLD]
+            todo = [text_of[key] for key in part]
+            embeddings = encode(self.encoder, todo, self.batch_tokens, progress)
             path = self.folder / f"{digest_of(*part)[:32]}.pt"
-            save(path, "cache", lm=self.encoder.digest, keys=list(part), embeddings=embeddings)
+            save(path, "cache", lm=self.encoder.digest, keys=part, embeddings=embeddings)
             self.rows.update(zip(part, embeddings))
         return torch.stack([self.rows[key] for key in keys])
 
@@ -492,22 +485,21 @@ def sum_over_ranks(out, texts):
 
 
 # Command line -----------------------------------------------------------------------------------
+bar = partial(tqdm, delay=2, leave=False, disable=RANK > 0)  # shown on what takes over two seconds
+
+
 def say(*words, file=None):
     if RANK == 0:
         print(*words, file=file, flush=True)
 
 
-def warn(words):
-    say(f"warning: {words}", file=sys.stderr)
+def warn_if(condition, words):
+    if condition:
+        say(f"warning: {words}", file=sys.stderr)
 
 
-def bar(*args, **options):
-    """A progress bar on what takes over two seconds."""
-    return tqdm(*args, delay=2, leave=False, disable=RANK > 0, **options)
-
-
-def make_parser(doc):
-    """Parser with the flags that every script has; `doc` is the script's docstring."""
+def make_parser(doc, step):
+    """Parser with the flags that the scripts share; `doc` is the docstring, step 4 eval.py."""
     raw = argparse.RawDescriptionHelpFormatter
     p = argparse.ArgumentParser(description=doc, usage=argparse.SUPPRESS, formatter_class=raw)
     flag = p.add_argument
@@ -517,17 +509,15 @@ def make_parser(doc):
     amp = "of the LM (default: bf16 where it is native, else fp16 on CUDA, else off: fp32)"
     flag("--amp", choices=("auto", "off", "bf16", "fp16"), default="auto", help=amp)
     flag("--batch-tokens", type=int, help="encoded at once; lower it if memory runs out")
+    if step > 1:
+        flag("--data", help="root of the data, if it moved since step 1")
+        flag("--lang", required=step == 2, help="target language, a folder beside en, e.g. ko")
+        flag("--arch", choices=ARCHES, default="fc", help="A: fc and ae are the paper's")
+        flag("--n", type=int, help="pairs (default in step 2: 20,000 or all; then: of the file)")
+    if step > 2:
+        flag("--method", choices=METHODS, default="langalign", help="what the head learns from")
+        flag("--residuals", action="store_true", help="langalign: head on A(x) + r, ours")
     return p
-
-
-def add_choice(p):
-    """The flags that name a head: step 3 makes it, eval.py --predict labels with it."""
-    flag = p.add_argument
-    flag("--lang", help="target language, a folder beside en, e.g. ko")
-    flag("--method", choices=METHODS, default="langalign", help="what the head learns from")
-    flag("--arch", choices=ARCHES, default="fc", help="A of langalign, rev (default: fc)")
-    flag("--n", type=int, help="translations; not needed where one file fits")
-    flag("--residuals", action="store_true", help="langalign: head on A(x) + r, ours")
 
 
 def pick_device(args):
@@ -553,9 +543,8 @@ def pick_device(args):
     else:
         has = torch.cpu.get_capabilities() if device.type == "cpu" else {}
         native, other = has.get("avx512_bf16") or has.get("amx_bf16"), "off"
-    amp = args.amp
-    if amp == "auto":
-        amp = "bf16" if native else other
+    best = "bf16" if native else other
+    amp = best if args.amp == "auto" else args.amp
     dtype = {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16}[amp]
     return device, dtype, f"{WORLD} x {device}, amp {amp} ({'' if native else 'no '}native bf16)"
 

@@ -13,14 +13,15 @@ import itertools
 import json
 import sys
 import unicodedata
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from common import HEADS, METHODS, PAIRS, ROWS, Cache, UserError, add_choice, build_aligner, encode
+from common import HEADS, METHODS, PAIRS, ROWS, Cache, UserError, build_aligner, encode
 from common import find, load, load_encoder, load_task, logits, make_parser, pick_device, read_tsv
-from common import run, say, warn, write_whole
+from common import run, say, warn_if, write_whole
 
 BOOTSTRAP = 10_000  # resamples behind a 95% interval
 CHUNK = 1_024  # lines that --predict labels at once: constant memory, order kept
@@ -48,24 +49,19 @@ def bootstrap(gains, premises):
     return np.percentile(means, [2.5, 97.5]).tolist()
 
 
-def count_leaks(texts, info, lang):
-    """Number of the texts that stand in training files, too, with a warning."""
-    width, seen = len(texts[0]), set()
+def evaluate(lang, heads, encoder, embed, info, split="test"):
+    """A record a variant on a split of `lang`; heads that differ in the seed only are one variant."""
+    texts, y = load_task(info, lang, split)
+    width, seen = len(texts[0]), set()  # seen: all texts of the training files
     for name in f"{lang}/train.tsv", f"{lang}/translated.tsv", "en/train.tsv":
         path = Path(info["data"], info["task"], name)
         rows = read_tsv(path, *ROWS, *PAIRS) if path.exists() else []
         seen |= {row[1 : 1 + width] for row in rows} | {row[-width:] for row in rows}
-    count = sum(text in seen for text in texts)
-    if count:
-        share = f"{count} of the {lang} rows ({count / len(texts):.1%})"
-        warn(f"{share} are training rows, too: they flatter")
-    return count
+    leaks = sum(text in seen for text in texts)
+    share = f"{leaks} of the {lang} rows ({leaks / len(texts):.1%})"
+    warn_if(leaks, f"{share} are training rows, too: they flatter")
 
-
-def evaluate(lang, heads, encoder, embed, info, split="test"):
-    """A record a variant on a split of `lang`; heads that differ in the seed only are one variant."""
-    texts, y = load_task(info, lang, split)
-    shared = {"lang": lang, "split": split, "rows": len(y), "leaks": count_leaks(texts, info, lang)}
+    shared = {"lang": lang, "split": split, "rows": len(y), "leaks": leaks}
     shared["majority"] = (y.bincount().max() / len(y)).item()
     premises = np.unique([text[0] for text in texts], return_inverse=True)[1]  # (N,)
     hits = {}  # variant: (S, N), 1.0 where the head of a seed is right
@@ -111,37 +107,35 @@ def load_head(out, encoder, lang, file=None, method="langalign", arch="fc", n=No
 
 
 def classify(out, texts, lang, device="cpu", dtype=None, **flags):
-    """(labels, probabilities (N, C)) of texts, or pairs, by a run folder's head, see load_head; the
-    probabilities are the mean over the head's seeds."""
+    """(labels, probabilities (N, C), mean over seeds) of texts, or pairs, by the head of load_head."""
     encoder, _ = load_encoder(out, device, dtype)
     head = load_head(out, encoder, lang, **flags)
-    rows = logits_of(head, encoder, lambda texts: encode(encoder, texts), texts).softmax(2).mean(0)
+    rows = logits_of(head, encoder, partial(encode, encoder), texts).softmax(2).mean(0)
     return [head["labels"][i] for i in rows.argmax(1)], rows
 
 
-def read_text(line, width, place):
-    """A line of bytes -> a text, composed (NFC); UserError that names its `place` unless it is one."""
-    try:
-        line = unicodedata.normalize("NFC", line.decode("utf-8-sig"))
-    except UnicodeDecodeError:
-        raise UserError(f"{place}: not UTF-8; save the file as UTF-8")
-    text = tuple(line.strip("\r\n").split("\t"))
-    if len(text) != width or not all(part.strip() for part in text):
-        raise UserError(f"{place}: not {width} filled column(s), between tabs, without a label")
-    return text
+def read_texts(lines, file, width):
+    """Lines of bytes -> texts, composed (NFC), one by one; UserError with the line of one that is none."""
+    for number, line in enumerate(lines, 1):
+        try:
+            text = unicodedata.normalize("NFC", line.decode("utf-8-sig")).strip("\r\n").split("\t")
+        except UnicodeDecodeError:
+            raise UserError(f"{file}:{number}: not UTF-8; save the file as UTF-8")
+        if len(text) != width or not all(part.strip() for part in text):
+            raise UserError(f"{file}:{number}: not {width} filled column(s), or with a label")
+        yield tuple(text)
 
 
 def predict(source, file, head, encoder, args):
-    """Label the lines of a binary file, in order: `label <tab> probability`; --all: a column a label and
-    a header; --text: the text last."""
+    """Print a line a line of a binary file: label, probability (--all: of each label), text (--text)."""
     sys.stdout.reconfigure(encoding="utf-8")
     if args.all:
         print("label", *head["labels"], *["text"] * args.text, sep="\t")
-    width, done = 1 + head["pair"], 0
+    rows, done = read_texts(source, file, 1 + head["pair"]), 0
     try:
-        rows = (read_text(line, width, f"{file}:{i}") for i, line in enumerate(source, 1))
         while texts := list(itertools.islice(rows, CHUNK)):
-            out = logits_of(head, encoder, lambda t: encode(encoder, t, args.batch_tokens), texts)
+            here = {"place": f"{file}:", "first": done + 1, "batch_tokens": args.batch_tokens}
+            out = logits_of(head, encoder, partial(encode, encoder, **here), texts)
             for text, row in zip(texts, out.softmax(2).mean(0).tolist()):  # (N, C)
                 numbers = [f"{p:.4f}" for p in (row if args.all else [max(row)])]
                 line = [head["labels"][row.index(max(row))], *numbers]
@@ -153,11 +147,9 @@ def predict(source, file, head, encoder, args):
 
 
 def main():
-    p = make_parser(__doc__)
-    add_choice(p)
+    p = make_parser(__doc__, step=4)
     flag = p.add_argument
     flag("--split", choices=("test", "dev"), default="test", help="rows to judge on, else test.tsv")
-    flag("--data", help="root of the data, if it moved since step 1")
     flag("--predict", metavar="FILE", help="label its lines (-: stdin) by the head that flags name")
     flag("--head", metavar="FILE.pt", help="with --predict: by this head")
     flag("--all", action="store_true", help="with --predict: a column for each label, and a header")
@@ -173,7 +165,9 @@ def main():
         with open(0 if args.predict == "-" else args.predict, "rb") as source:
             return predict(source, args.predict, head, encoder, args)
 
-    cache = Cache(encoder, args.out, args.batch_tokens)
+    def embed(texts):
+        return Cache(encoder, args.out, args.batch_tokens)(texts, f"encode {args.split}")
+
     paths = sorted(Path(args.out).glob("head-*.pt"), key=lambda path: len(path.name))
     heads = [load(path, "head", encoder.digest) for path in paths]  # defaults first
     heads.sort(key=lambda head: (METHODS.index(head["method"]), head["n"] or 0))
@@ -184,7 +178,7 @@ def main():
     results = []
     for lang in langs:
         mine = [head for head in heads if head["lang"] in (lang, "")]
-        records = evaluate(lang, mine, encoder, cache, info, args.split)
+        records = evaluate(lang, mine, encoder, embed, info, args.split)
         show(records)
         results += records
     path = Path(args.out, "results.json" if args.split == "test" else "results-dev.json")

@@ -12,16 +12,14 @@ Expect  TODO
 import copy
 import shutil
 import tempfile
-import time
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from common import RANK, UserError, describe_task, encode, encoder_digest, load_english
 from common import load_pretrained, make_optimizer, make_parser, parallel, pick_device, run, save
-from common import say, shuffled, warn
+from common import say, shuffled, warn_if
 
 DROPOUT = 0.1  # between embedding and labels; ours
 
@@ -45,17 +43,15 @@ def tune(encoder, texts, y, dev_texts, dev_y, epochs=3, lr=5e-5, batch=32, seed=
     """Fine-tune e(.) through a linear layer to the labels y (N,), cross-entropy (paper, Step 1). Leaves
     the epoch of the best dev accuracy in the encoder; returns a record an epoch."""
     torch.manual_seed(seed)
-    head = nn.Linear(encoder.dim, int(y.max()) + 1)
-    model = nn.Sequential(encoder, nn.Dropout(DROPOUT), head).to(encoder.lm.device)
-    # Most rows of a multilingual word table never occur in English: frozen, they stay what the other
-    # languages know.
+    # Frozen, the words that never occur in English stay what the other languages know.
     encoder.lm.get_input_embeddings().requires_grad_(False)
+    head = nn.Linear(encoder.dim, int(y.max()) + 1)
+    model = parallel(nn.Sequential(encoder, nn.Dropout(DROPOUT), head).to(encoder.lm.device))
     weights = [p for p in model.parameters() if p.requires_grad]
     steps = -(-len(y) // batch)  # an epoch
     optimizer, schedule = make_optimizer(weights, lr, epochs * steps)
     scaler = torch.amp.GradScaler(encoder.lm.device.type, enabled=encoder.autocast == torch.float16)
-    generator = torch.Generator().manual_seed(seed)
-    trained, rows = parallel(model), encoder.tokenize(texts)
+    generator, rows = torch.Generator().manual_seed(seed), encoder.tokenize(texts)
 
     history, best = [], -1.0
     for epoch in range(1, epochs + 1):
@@ -63,8 +59,8 @@ def tune(encoder, texts, y, dev_texts, dev_y, epochs=3, lr=5e-5, batch=32, seed=
         encoder.eval()  # no dropout inside the LM: faster, and no worse on dev rows
         total = 0.0
         for i, inputs in shuffled(encoder, rows, batch, generator, f"epoch {epoch}/{epochs}"):
-            logits = trained(inputs)  # (B, C)
-            loss = F.cross_entropy(logits, y[i].to(logits.device))
+            logits = model(inputs)  # (B, C)
+            loss = nn.functional.cross_entropy(logits, y[i].to(logits.device))
             optimizer.zero_grad()
             scaler.scale(loss).backward()
             scaler.unscale_(optimizer)
@@ -85,29 +81,13 @@ def tune(encoder, texts, y, dev_texts, dev_y, epochs=3, lr=5e-5, batch=32, seed=
     return history
 
 
-def save_encoder(encoder, out, info):
-    """Write <out>/encoder/, and last embed.pt, which holds the folder's digest."""
-    folder, fresh, lm = Path(out, "encoder"), Path(out, ".encoder.tmp"), ""
-    if RANK == 0:
-        shutil.rmtree(fresh, ignore_errors=True)
-        encoder.tokenizer.model_max_length = encoder.max_len
-        encoder.tokenizer.save_pretrained(fresh)
-        encoder.lm.save_pretrained(fresh)
-        shutil.rmtree(folder, ignore_errors=True)
-        fresh.rename(folder)
-        lm = encoder_digest(folder, info)
-    save(Path(out, "embed.pt"), "embed", lm=lm, **info)
-
-
 def main():
-    p = make_parser(__doc__)
+    p = make_parser(__doc__, step=1)
     flag = p.add_argument
     flag("--model", default="data/toy/encoder", help="hub name or folder; paper: xlm-roberta-base")
     flag("--data", default="data/toy", help="root of <task>/<lang>/*.tsv (default: data/toy)")
     flag("--task", default="sentiment", help="folder below --data (default: sentiment)")
-    flag(
-        "--pool", choices=("mean", "cls"), default="mean", help="over tokens; cls: the first token"
-    )
+    flag("--pool", choices=("mean", "cls"), default="mean", help="of tokens, or the first token")
     flag("--max-len", type=int, default=256, help="tokens; longer text is cut (ours: 256)")
     flag("--epochs", type=int, default=3, help="passes (ours: 3); 0: the LM as it is")
     flag("--lr", type=float, default=5e-5, help="peak rate (ours: 5e-5; small LMs: 1e-4)")
@@ -132,18 +112,31 @@ def main():
     if cut:
         say(f"{cut} texts have more than {encoder.max_len} tokens: only their beginning is read")
 
-    start = time.perf_counter()
     options = {"epochs": args.epochs, "lr": args.lr, "batch": args.batch, "seed": args.seed}
     history = tune(encoder, texts, y, dev_texts, dev_y, **options) if args.epochs else []
     info |= {"pool": args.pool, "max_len": encoder.max_len, "history": history, **options}
-    save_encoder(encoder, args.out, info)
+    folder, fresh = Path(args.out, "encoder"), Path(args.out, ".encoder.tmp")
+    if RANK == 0:
+        shutil.rmtree(fresh, ignore_errors=True)
+        encoder.tokenizer.model_max_length = encoder.max_len
+        try:
+            encoder.tokenizer.save_pretrained(fresh)
+            encoder.lm.save_pretrained(fresh)
+        except Exception as err:  # of a full disk: each library raises its own
+            shutil.rmtree(fresh, ignore_errors=True)
+            raise UserError(f"{fresh}: {err}; make room or choose another --out")
+        shutil.rmtree(folder, ignore_errors=True)
+        fresh.rename(folder)
+        info["lm"] = encoder_digest(folder, info)
+    save(Path(args.out, "embed.pt"), "embed", **info)  # last: it says that the folder is whole
 
-    majority, seconds = (dev_y.bincount().max() / len(dev_y)).item(), time.perf_counter() - start
+    majority = (dev_y.bincount().max() / len(dev_y)).item()
     for epoch, record in enumerate(history, 1):
         say("epoch {}: loss {loss:.3f}, English dev accuracy {dev:.2%}".format(epoch, **record))
-    say(f"majority class {majority:.2%} -> {args.out}/encoder in {seconds:.0f} s")
-    if history and max(record["dev"] for record in history) <= majority:
-        warn(f"the LM learned nothing from {len(y)} rows: try another --lr, or more rows")
+    say(f"majority class {majority:.2%} -> {args.out}/encoder")
+    learned = [record for record in history if record["dev"] > majority]
+    words = f"the LM learned nothing from {len(y)} rows: try another --lr, or more rows"
+    warn_if(history and not learned, words)
 
 
 if __name__ == "__main__":

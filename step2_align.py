@@ -16,9 +16,9 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
-from common import ARCHES, CLOSED, Aligner, Cache, Inside, UserError, bar, encode, file_name
+from common import CLOSED, Aligner, Cache, Inside, UserError, bar, encode, file_name
 from common import fixed_order, hold_out, load_encoder, load_task, load_translated, make_optimizer
-from common import make_parser, parallel, pick_device, run, save, say, shuffled, warn
+from common import make_parser, parallel, pick_device, run, save, say, shuffled, warn_if
 
 MOST = 2_000  # rows that P@1 and the domain gap are measured on
 RIDGES = 1e-3, 1e-2, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0  # shares of the inputs' mean variance
@@ -28,7 +28,6 @@ WARN_GAP = 0.15  # above: pairs of another domain; the task's own have 0.02, oth
 # The paper: FC or AE, trained by Eq. 1 ----------------------------------------------------------
 def fit(aligner, x, y, held_x, held_y, epochs=30, lr=1e-3, batch=128, weight_decay=1.0, seed=0):
     """Minimise Eq. 1, the mean squared error between A(e(d_en)) and e(T(d_en)) (paper, Step 2).
-
     x = e(d_en), y = e(T(d_en)), both (N, D); swapped for Rev-LangAlign. Leaves the epoch of the best
     held-out MSE in the aligner; returns the held-out MSE after each epoch."""
     torch.manual_seed(seed)  # of dropout
@@ -92,8 +91,7 @@ def fit_inside(inside, encoder, texts, y, held, held_y, epochs=4, lr=1e-3, batch
     steps = epochs * -(-len(texts) // batch)
     optimizer, schedule = make_optimizer(inside.parameters(), lr, steps, weight_decay=0.01)
     scaler = torch.amp.GradScaler(encoder.lm.device.type, enabled=encoder.lm.dtype == torch.float16)
-    generator = torch.Generator().manual_seed(seed)
-    rows = encoder.tokenize(texts)
+    generator, rows = torch.Generator().manual_seed(seed), encoder.tokenize(texts)
 
     history = []
     for epoch in range(1, epochs + 1):
@@ -115,11 +113,10 @@ def fit_inside(inside, encoder, texts, y, held, held_y, epochs=4, lr=1e-3, batch
 
 # Report -----------------------------------------------------------------------------------------
 def measure(predicted, y, mean):
-    """How near predicted (N, D) is to y (N, D); mean (D,): of the training targets, for R^2."""
+    """predicted, y (N, D), mean (D,) of training -> how near; p1: share whose nearest y is their own."""
     mse, cosine = F.mse_loss(predicted, y).item(), F.cosine_similarity(predicted, y).mean().item()
     r2 = 1 - mse / F.mse_loss(mean.expand_as(y), y).item()
     similarity = F.normalize(predicted[:MOST], dim=1) @ F.normalize(y[:MOST], dim=1).T  # (N, N)
-    # P@1: share of the rows whose nearest y by cosine is their own
     p1 = (similarity.argmax(1) == torch.arange(len(similarity))).float().mean().item()
     variance = (predicted.var(0).sum() / y.var(0).sum()).item()
     return {"mse": mse, "cosine": cosine, "r2": r2, "p1": p1, "variance": variance}
@@ -133,14 +130,12 @@ def report(predicted, x, y, mean):
     for name, r in rows.items():
         say(f"  {name:18s} {r['mse']:9.3g} {r['cosine']:8.3f} {r['r2']:8.3f} {r['p1']:8.1%}")
     a, identity = rows["A"], rows["identity"]
-    if not a["variance"] >= 0.1:
-        warn(f"A collapsed: its outputs have {a['variance']:.3f} of the targets' variance")
-    if not a["r2"] >= 0.05:
-        warn(f"A is no better than the mean, R^2 {a['r2']:.3f}: do the columns belong together?")
-    if a["p1"] < max(0.02, 2 / len(y)):
-        warn(f"P@1 is {a['p1']:.1%}, chance: is translated.tsv shifted by a row?")
-    if not a["cosine"] > identity["cosine"] or (a["p1"] < identity["p1"] and a["r2"] < 0.5):
-        warn("A is no better than identity, see cosine and P@1: do many rows share a translation?")
+    chance, lost = max(0.02, 2 / len(y)), a["p1"] < identity["p1"] and a["r2"] < 0.5
+    worse = lost or a["cosine"] <= identity["cosine"]
+    warn_if(a["variance"] < 0.1, "A collapsed: its outputs hardly differ from each other")
+    warn_if(a["r2"] < 0.05, "A is no better than the mean: do the columns belong together?")
+    warn_if(a["p1"] < chance, f"P@1 is {a['p1']:.1%}, chance: is translated.tsv shifted by a row?")
+    warn_if(worse, "A is no better than identity: do many rows share a translation?")
     return rows
 
 
@@ -149,29 +144,20 @@ def check_pairs(english, target, x, y, task):
     spread = task.var(0).sum().sqrt()  # gap: distance of the means, 0 if alike
     gap, gap_y = ((t.mean(0) - task.mean(0)).norm().div(spread).item() for t in (x, y))
     say(f"domain gap of the pairs' English to the task's: {gap:.2f}")
-    if gap > WARN_GAP:
-        warn(f"the pairs are far from the task's text, {gap:.2f}: expect little or no gain")
-    if gap_y < 0.8 * gap:
-        warn(f"the translations are nearer to the task's English, {gap_y:.2f}: columns swapped?")
+    far, swapped = gap > WARN_GAP, gap_y < 0.8 * gap
+    warn_if(far, f"the pairs are far from the task's text, {gap:.2f}: expect little or no gain")
+    warn_if(swapped, f"translations nearer to the task's English, {gap_y:.2f}: columns swapped?")
     text, count = Counter(target).most_common(1)[0]
-    if count > max(2, len(target) / 100):
-        shared = f"{count} rows share a translation, {text[0][:30]!r}"
-        warn(f"{shared}; {len(set(target))} are different")
+    shared = f"{count} rows share a translation, {text[0][:30]!r}; {len(set(target))} are different"
+    warn_if(count > max(2, len(target) / 100), shared)
     same = sum(source == translation for source, translation in zip(english, target))
-    if same > len(target) / 10:
-        warn(f"{same} of {len(target)} translations are the source itself")
+    warn_if(same > len(target) / 10, f"{same} of {len(target)} translations are the source itself")
     return gap
 
 
 def main():
-    p = make_parser(__doc__)
-    flag = p.add_argument
-    flag("--lang", required=True, help="target language, a folder beside en, e.g. ko")
-    flag("--n", type=int, help="pairs (default: 20,000, or all if fewer; paper: 5K to 50K)")
-    arch = "the paper's fc (default), ae; closed forms linear, procrustes, shift; or inside the LM"
-    flag("--arch", choices=ARCHES, default="fc", help=arch)
-    flag("--reverse", action="store_true", help="A maps target to English, as inside always does")
-    flag("--data", help="root of the data, if it moved since step 1")
+    p = make_parser(__doc__, step=2)
+    p.add_argument("--reverse", action="store_true", help="A: target to English; inside always is")
     args = p.parse_args()
     reverse = args.reverse or args.arch == "inside"
 
@@ -181,8 +167,7 @@ def main():
     cache = Cache(encoder, args.out, args.batch_tokens)
     english, target, _ = load_translated(info, args.lang, args.n)
     train, held = hold_out(english)
-    counts = f"{len(train)} pairs + {len(held)} held out"
-    say(f"step 2 | {machine} | en-{args.lang}: {counts}, LM frozen")
+    say(f"step 2 | {machine} | en-{args.lang}: {len(train)} pairs + {len(held)} held out")
     x, y = cache(english, "encode en"), cache(target, f"encode {args.lang}")
     task, _ = load_task(info, "en", "train")
     task = [task[i] for i in fixed_order(len(task))[:MOST]]

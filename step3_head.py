@@ -4,9 +4,8 @@
     python step3_head.py --lang ko --residuals           # ours: head on A(e(d_en)) + r
     python step3_head.py --lang ko --method rev          # Rev-LangAlign: A at inference, of --reverse
 
-Baselines for --method: english (always made along), native target rows, translated rows, mixed
-(translations, and English of the rows that have none), centred (English moved onto the mean of
---unlabelled target text: no translation at all).
+Baselines for --method: english (always made along), native rows, translated rows, mixed (these, and
+English of the others), centred (English moved onto the mean of --unlabelled target text).
 
 Reads   <out>/ of step 1, for langalign and rev an aligner of step 2, and <data>/<task>/.
 Writes  <out>/head-<lang>-....pt: what inference needs besides encoder/ and embed.pt; head-english.pt.
@@ -18,9 +17,9 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
-from common import HEADS, Cache, UserError, add_choice, bar, build_aligner, file_name, find, load
+from common import HEADS, Cache, UserError, bar, build_aligner, file_name, find, load
 from common import load_encoder, load_english, load_task, load_translated, logits, make_parser
-from common import pick_device, read_lines, run, save, say, warn
+from common import pick_device, read_lines, run, save, say, warn_if
 
 EPOCHS, STEPS, BATCH = 10, 2_000, 64  # epochs and steps: both at least, for few rows; ours
 
@@ -85,8 +84,7 @@ def make_head(method, args, encoder, info, heads=None):
     cache = Cache(encoder, args.out, args.batch_tokens)
     texts, y, n = training_rows(method, args, info)
     _, _, dev_texts, dev_y = load_english(info)
-    x, dev_x = cache(texts, "encode train"), cache(dev_texts, "encode dev")
-    arch = residuals = None
+    x, dev_x, arch, residuals = cache(texts), cache(dev_texts, "encode dev"), None, None
     if method == "centred":
         unlabelled = [tuple(line.split("\t")) for line in read_lines(args.unlabelled)]
         x = x - x.mean(0) + cache(unlabelled, "encode unlabelled").mean(0)
@@ -108,19 +106,13 @@ def make_head(method, args, encoder, info, heads=None):
     dev = (logits(heads, dev_x).argmax(2) == dev_y).double().mean(1)  # (S,)
     majority = (dev_y.bincount().max() / len(dev_y)).item()
 
-    told = {
-        "lang": "" if method == "english" else args.lang,
-        "method": method,
-        "arch": arch,
-        "n": n,
-    }
-    told |= {"residuals": residuals is not None, "seed": args.seed}
+    told = {"method": method, "arch": arch, "n": n, "residuals": residuals is not None}
+    told |= {"lang": "" if method == "english" else args.lang, "seed": args.seed}
     told |= {"l2": args.l2, "seeds": args.seeds}
     path = Path(args.out, file_name("head", **told))
     accuracy = f"{dev.mean():.2%} +- {dev.std(correction=0):.2%}, majority class {majority:.2%}"
     say(f"{method}: {len(x)} rows; English dev accuracy {accuracy} -> {path}")
-    if dev.mean() <= majority:
-        warn(f"on English dev rows no better than the majority class, {majority:.2%}")
+    warn_if(dev.mean() <= majority, "on English dev rows no better than the majority class")
     told |= {"labels": info["labels"], "pair": info["pair"], "heads": heads}
     if method == "rev":  # A goes along, for inference
         told |= {"aligner": art["aligner"], "state": art["state"]}
@@ -129,13 +121,11 @@ def make_head(method, args, encoder, info, heads=None):
 
 
 def main():
-    p = make_parser(__doc__)
-    add_choice(p)
+    p = make_parser(__doc__, step=3)
     flag = p.add_argument
     flag("--unlabelled", metavar="FILE", help="for centred: target text, a line each")
     flag("--seeds", type=int, default=HEADS["seeds"], help="heads, each of own start (ours: 5)")
     flag("--l2", type=float, default=HEADS["l2"], help="weight of |w|^2 in the loss (ours: 0.05)")
-    flag("--data", help="root of the data, if it moved since step 1")
     args = p.parse_args()
     if not args.lang and args.method != "english":
         raise UserError(f"--lang is missing: python step3_head.py --lang ko --method {args.method}")

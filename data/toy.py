@@ -42,7 +42,6 @@ LAYERS, WIDTH, HEADS, INNER, VOCAB = 2, 128, 4, 256, 2400
 STEPS, BATCH, RATE, MASKED = 1000, 32, 2e-3, 0.15  # BATCH sequences a step, MASKED of their tokens
 SHARES = (5, 4, 4, 4, 1)  # of LANGS in what the encoder reads, in their order
 EVERY, ALIGNED = 3, 0.1  # steps from one of paraphrases to the next, share of English ones
-TEMPERATURE = 0.05  # divides the cosines
 
 
 def build_rows(task, sizes, seed):
@@ -138,7 +137,7 @@ def pair_loss(model, tokenizer, held_out, rng):
     mask = batch["attention_mask"][..., None]
     pooled = (hidden * mask).sum(1) / mask.sum(1)  # (2B, D)
     english, other = F.normalize(pooled, dim=1).chunk(2)
-    scores = english @ other.T / TEMPERATURE  # (B, B)
+    scores = english @ other.T / 0.05  # (B, B), the temperature of SimCSE
     same = torch.arange(BATCH)
     return (F.cross_entropy(scores, same) + F.cross_entropy(scores.T, same)) / 2
 
@@ -206,7 +205,7 @@ def report(worlds):
 
 
 def main(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(usage=argparse.SUPPRESS, description=__doc__.split("\n")[0])
     parser.add_argument("--out", default="data/toy", help="folder to write (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of text and encoder (default: 0)")
     rows = "English rows of a task (20000); a quarter as many native ones, dev 1/20, test 1/10"
@@ -244,8 +243,8 @@ def main(argv=None):
     finally:
         remove(building)
     report(worlds)
-    print(f"encoder: {LAYERS} layers x {WIDTH}, {args.steps} steps, masked-LM loss {loss:.2f}")
-    print(f"-> {args.out} in {time.time() - start:.0f} s; next: python step1_embed.py")
+    print(f"masked-LM loss {loss:.2f} -> {args.out} in {time.time() - start:.0f} s")
+    print("next: python step1_embed.py")
 
 
 if __name__ == "__main__":

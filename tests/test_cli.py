@@ -17,7 +17,6 @@ from conftest import CIPHER, PLAIN, ROOT, SCRIPTS, WORDS, cipher, main
 from conftest import make_encoder, make_tokenizer, write
 import common
 import eval as evaluation
-import step1_embed
 import step3_head
 
 NAMES = {name.split("_")[0].removesuffix(".py"): name for name in SCRIPTS}  # "step1", ..., "eval"
@@ -135,6 +134,10 @@ def unlabelled(rows):
     return [["", *row[1:]] for row in rows]
 
 
+def wrong(case, reason):
+    return pytest.param(*case, marks=pytest.mark.xfail(strict=True, reason=reason))
+
+
 BART = {"d_model": 32, "encoder_layers": 1, "decoder_layers": 1, "encoder_attention_heads": 2}
 BART |= {"decoder_attention_heads": 2, "encoder_ffn_dim": 32, "decoder_ffn_dim": 32}
 FLAGS = r"""
@@ -177,6 +180,8 @@ BROKEN = [  # (what is broken, command, what the line says)
     (without_padding, "step1", "--model .*: GPT2Model: no encoder, or without padding"),
     (model("Bart", **BART), "step1", "--model .*: BartModel: no encoder"),
     (second_segment, "step1 --task nli", "--model .*: XLMRobertaModel fails on texts"),
+    wrong((put("file", b""), "step3 --method centred --unlabelled {path}/file", "file"), "exit 0"),
+    wrong((None, "step3 --arch inside", "--method rev"), "sends to step 2, which cannot help"),
 ]
 MISTAKES = [
     (None, *re.split(" +: ", line, maxsplit=1)) for line in FLAGS.strip().split("\n")
@@ -287,7 +292,7 @@ def test_help_names_every_flag_and_shows_the_docstring(script, monkeypatch, caps
 
 
 INTERRUPTED = {  # where: (command, object, name of the function that is interrupted)
-    "tuning": ("step1", step1_embed, "pad"),
+    "tuning": ("step1", torch.optim.AdamW, "step"),
     "aligning": ("step2", torch.optim.AdamW, "step"),
     "writing": ("step2", Path, "replace"),
 }

@@ -334,8 +334,10 @@ def test_inside_finds_a_cipher_that_a_map_behind_the_lm_cannot(tmp_path):
     torch.manual_seed(0)
     fc, inside = Aligner("fc", dim=16, width=64), Inside(encoder.lm, rank=16)
     fit(fc, *parts(x, y), epochs=100, lr=1e-2, weight_decay=0.01)
-    fit_inside(inside, encoder, target[train], y[train], target[held], y[held], epochs=25, lr=1e-2)
+    options = {"epochs": 25, "lr": 1e-2}
+    history = fit_inside(inside, encoder, target[train], y[train], target[held], y[held], **options)
     predicted = [through(aligner, encoder, target[held]) for aligner in (inside, fc)]
+    assert min(history) == pytest.approx(F.mse_loss(predicted[0], y[held]).item())
     r2 = [measure(out, y[held], y[train].mean(0))["r2"] for out in predicted]
     assert r2[0] > 0.8 > r2[1] + 0.05, r2
 
@@ -407,7 +409,7 @@ def test_tune_keeps_the_epoch_of_the_best_dev_accuracy(world, english, monkeypat
 # Several ranks as torchrun starts them, and each script copied to a folder of its own: one process imports the
 # libraries and is forked, which saves their time.
 FORKS = """
-import json, os, sys, traceback, torch
+import json, os, signal, sys, traceback, torch
 from transformers import XLMRobertaModel
 torch.set_num_threads(1)
 pids = []
@@ -417,15 +419,16 @@ for folder, path, env, code in json.load(sys.stdin):
         os.chdir(folder)
         for file, number in (("out", 1), ("err", 2)):
             os.dup2(os.open(file, os.O_CREAT | os.O_WRONLY), number)
-        sys.path[0], status = path, 1
+        signal.alarm(100)
+        sys.path[0] = path
         os.environ |= env
         try:
             exec(code, {"__name__": "notebook"})
-            status = 0
         except BaseException:
             traceback.print_exc()
+            os._exit(1)
         sys.stdout.flush()
-        os._exit(status)
+        os._exit(0)
 print([os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in pids])
 """
 RANK = """
