@@ -107,7 +107,6 @@ def test_an_unknown_label_is_named_by_its_line(world, tmp_path):
     refused(lambda: load_task(info, "ko", "test"), f"{path}:4: label 'meh'", "'positive'")
 
 
-@pytest.mark.xfail(strict=True, reason="label_ids counts lines after rows were merged and shuffled")
 def test_an_unknown_label_of_a_translation_is_named_by_its_line(world, tmp_path):
     info = {**describe_task(world.data, "reviews"), "data": tmp_path}
     rows = [("meh" if i == 5 else "positive", f"{i}", f"x{i}") for i in range(30)]

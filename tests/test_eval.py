@@ -260,11 +260,10 @@ def other_runs(world, tmp_path_factory):
     with torch.no_grad():
         lm.get_input_embeddings().weight[tokenizer.convert_tokens_to_ids("stale")] = float("nan")
     lm.save_pretrained(base / "encoder")
-    write(
-        base / "data/reviews/en/train.tsv",
-        "label text",
-        [("positive", "good film"), ("negative", "bad room")] * 9,
-    )
+    rows = [
+        (y, text + " so" * i) for y, text in (("good", "warm"), ("bad", "cold")) for i in range(9)
+    ]
+    write(base / "data/reviews/en/train.tsv", "label text", rows)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(step3_head, "STEPS", 20)
         for name, model, data, task in (
@@ -299,7 +298,6 @@ def test_pair_task_takes_two_columns(other_runs, label):
         label(other_runs[0], ["a\tb", "a"], "--method", "english")
 
 
-@pytest.mark.xfail(strict=True, reason="predict() counts texts of a chunk, and names no file")
 def test_line_whose_embedding_is_not_finite_is_named(other_runs, label, monkeypatch):
     monkeypatch.setattr(evaluation, "CHUNK", 3)
     with pytest.raises(UserError, match="text.txt:4: .*not finite"):
