@@ -3,7 +3,7 @@
 e(.) is the frozen multilingual encoder, A the aligner, d_en an English text, T(d_en) its translation.
 Shapes: N rows, B batch, T tokens, D embedding width, C classes, S head seeds, R rank of LoRA.
 A text is a tuple: (text,), or in a pair task such as NLI (text, text_b), encoded as one sequence pair.
-Embeddings are fp32 tensors (N, D) on the CPU. Importing this file changes nothing.
+Embeddings are fp32 tensors (N, D) on the CPU.
 """
 
 import argparse
@@ -34,6 +34,10 @@ PAIRS = "label text translation", "label text text_b translation translation_b" 
 METHODS = "english", "centred", "langalign", "rev", "mixed", "translated", "native"  # see step 3
 HEADS = {"seeds": 5, "l2": 0.05, "seed": 0}  # defaults of step 3: a file's name says what differs
 
+# Several GPUs: torchrun starts WORLD processes, this one is RANK; rank 0 alone prints and writes
+WORLD = int(os.environ.get("WORLD_SIZE", "1"))
+RANK = int(os.environ.get("RANK", "0")) if WORLD > 1 else 0
+
 
 class UserError(ValueError):
     """A mistake that the user can mend: one line that says what, where and how."""
@@ -47,7 +51,7 @@ def masked_mean(hidden, attention_mask):
 
 
 class Encoder(nn.Module):
-    """e(.): last hidden states of a Hugging Face LM, pooled to one vector a text: "mean" over the tokens,
+    """e(.): last hidden states of a Hugging Face LM, pooled to one vector a text: the mean over its tokens,
     or "cls", the first (the paper does not say which). max_len: tokens that a text is cut to."""
 
     def __init__(self, lm, tokenizer, pool="mean", max_len=256):
@@ -125,12 +129,19 @@ def encode(encoder, texts, batch_tokens=None, progress="encode", place="text ", 
     for index in bar(cut, desc=progress):
         batch = pad([rows[i] for i in index], encoder.tokenizer, encoder.lm.device)
         out[[mine[i] for i in index]] = encoder(batch)  # (B, D)
-    out = sum_over_ranks(out.cpu(), texts)
+    out = out.cpu()
+    if WORLD > 1:  # each rank has filled its own rows
+        digests = [None] * WORLD
+        dist.all_gather_object(digests, digest_of(repr(texts)))
+        if len(set(digests)) > 1:
+            raise UserError("the ranks read different texts: give all of them the same files")
+        dist.all_reduce(out)
     finite = out.isfinite().all(1).tolist()
     if not all(finite):
         i = finite.index(False)
-        why = "an embedding is not finite; try --amp off"
-        raise UserError(f"{place}{first + i}: {why}: {texts[i]}")
+        raise UserError(
+            f"{place}{first + i}: its embedding is not finite; try --amp off: {texts[i]}"
+        )
     return out
 
 
@@ -209,19 +220,12 @@ class Inside(nn.Module):
         if encoder.inside is not None:
             raise ValueError("an Inside is on in this encoder; leave its `with` block first")
         encoder.inside = self
-        with contextlib.ExitStack() as until_the_end:
-            until_the_end.callback(setattr, encoder, "inside", None)
+        with contextlib.ExitStack() as stack:  # what is undone at the end of the block
+            stack.callback(setattr, encoder, "inside", None)
             for name, A, B in zip(self.layers, self.A, self.B):
-                hook = partial(self.add, A, B)
                 layer = encoder.lm.get_submodule(name)
-                until_the_end.enter_context(layer.register_forward_hook(hook))
+                stack.enter_context(layer.register_forward_hook(partial(self.add, A, B)))
             yield encoder
-
-    @torch.no_grad()
-    def merge(self, lm):
-        """Add every B A to the weights of `lm`, in place: an LM of its own for the language."""
-        for name, A, B in zip(self.layers, self.A, self.B):
-            lm.get_submodule(name).weight += B @ A
 
 
 def build_aligner(art, lm):
@@ -239,7 +243,6 @@ def logits(heads, x):
 
 
 # Data: <root>/<task>/<lang>/{train,dev,test,translated}.tsv, see data/README.md ------------------
-# info: {"data": root, "task", "labels": [...], "pair": bool}, from describe_task or load_encoder
 def read_lines(path):
     """Lines of a UTF-8 file, composed (NFC), whatever ends them. UserError with file and line."""
     try:
@@ -273,7 +276,7 @@ def read_tsv(path, *headers, labels=None):
 
 
 def describe_task(data, task):
-    """The info of a task from en/train.tsv. UserError if two labels look alike."""
+    """info, a task's {"data", "task", "labels", "pair"}, from en/train.tsv; no two labels look alike."""
     path = Path(data, task, "en", "train.tsv")
     rows = read_tsv(path, *ROWS)
     labels = sorted({row[0] for row in rows})
@@ -281,8 +284,8 @@ def describe_task(data, task):
     looks = {re.sub(r"^\s+|\s+$|[\u200b-\u200d\ufeff]", "", look) for look in looks}
     if len(looks) < max(2, len(labels)) or "" in looks:
         raise UserError(f"{path}: labels {labels}: give two or more, none empty, no look-alikes")
-    many = f"{len(labels)} classes in {len(rows)} rows; is the label the first column?"
-    warn_if(len(labels) > max(2, len(rows) / 10), f"{path}: {many}")
+    many = len(labels) > max(2, len(rows) / 10)
+    warn_if(many, f"{path}: {len(labels)} classes in {len(rows)} rows; is the label column first?")
     return {"data": str(data), "task": task, "labels": labels, "pair": len(rows[0]) == 3}
 
 
@@ -436,14 +439,13 @@ def load_encoder(out="runs", device="cpu", dtype=None, data=None):
 
 
 class Cache:
-    """Embeddings of one frozen LM on disk, found by the text: <out>/cache/<digest>-<dtype>/*.pt. Only texts
-    never seen before are encoded, so n=20000 after n=5000 costs 15,000. A file never changes."""
+    """Embeddings of one frozen LM on disk, found by the text, so that n=20000 after n=5000 costs 15,000."""
 
     def __init__(self, encoder, out, batch_tokens=None):
         self.encoder, self.batch_tokens, self.rows = encoder, batch_tokens, {}  # rows: key -> (D,)
         inside = encoder.inside.digest[:16] if encoder.inside else "plain"
         name = f"{encoder.digest[:16]}-{inside}-{str(encoder.lm.dtype)[6:]}"
-        self.folder = Path(out, "cache", name)
+        self.folder = Path(out, "cache", name)  # of files that never change
         for path in sorted(self.folder.glob("*.pt")):
             art = load(path, "cache", encoder.digest)
             self.rows.update(zip(art["keys"], art["embeddings"]))
@@ -455,33 +457,12 @@ class Cache:
         new = [key for key in text_of if key not in self.rows]
         for start in range(0, len(new), SHARD * WORLD):  # a fixed cut: a killed run goes on alike
             part = new[start : start + SHARD * WORLD]
-            todo = [text_of[key] for key in part]
-            embeddings = encode(self.encoder, todo, self.batch_tokens, progress)
+            part_texts = [text_of[key] for key in part]
+            embeddings = encode(self.encoder, part_texts, self.batch_tokens, progress)
             path = self.folder / f"{digest_of(*part)[:32]}.pt"
             save(path, "cache", lm=self.encoder.digest, keys=part, embeddings=embeddings)
             self.rows.update(zip(part, embeddings))
         return torch.stack([self.rows[key] for key in keys])
-
-
-# Several GPUs: torchrun starts WORLD processes, this is RANK; rank 0 alone prints and writes -------
-WORLD = int(os.environ.get("WORLD_SIZE", "1"))
-RANK = int(os.environ.get("RANK", "0")) if WORLD > 1 else 0
-
-
-def parallel(model):
-    """The model; under torchrun wrapped, so that the ranks' gradients are averaged."""
-    return model if WORLD == 1 else nn.parallel.DistributedDataParallel(model)
-
-
-def sum_over_ranks(out, texts):
-    """Sum of the ranks' `out` (N, D), each with its own rows. UserError if their texts differ."""
-    if WORLD > 1:
-        digests = [None] * WORLD
-        dist.all_gather_object(digests, digest_of(repr(texts)))
-        if len(set(digests)) > 1:
-            raise UserError("the ranks read different texts: give all of them the same files")
-        dist.all_reduce(out)
-    return out
 
 
 # Command line -----------------------------------------------------------------------------------
@@ -538,13 +519,12 @@ def pick_device(args):
         torch.cuda.set_device(device)
     if WORLD > 1 and not dist.is_initialized():
         dist.init_process_group()
+    has = torch.cpu.get_capabilities() if device.type == "cpu" else {}
+    native = has.get("avx512_bf16") or has.get("amx_bf16")
     if device.type == "cuda":
-        native, other = torch.cuda.is_bf16_supported(including_emulation=False), "fp16"
-    else:
-        has = torch.cpu.get_capabilities() if device.type == "cpu" else {}
-        native, other = has.get("avx512_bf16") or has.get("amx_bf16"), "off"
-    best = "bf16" if native else other
-    amp = best if args.amp == "auto" else args.amp
+        native = torch.cuda.is_bf16_supported(including_emulation=False)
+    auto = "bf16" if native else {"cuda": "fp16"}.get(device.type, "off")
+    amp = auto if args.amp == "auto" else args.amp
     dtype = {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16}[amp]
     return device, dtype, f"{WORLD} x {device}, amp {amp} ({'' if native else 'no '}native bf16)"
 

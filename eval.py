@@ -11,6 +11,7 @@ Expect  TODO
 
 import itertools
 import json
+import re
 import sys
 import unicodedata
 from functools import partial
@@ -58,9 +59,8 @@ def evaluate(lang, heads, encoder, embed, info, split="test"):
         rows = read_tsv(path, *ROWS, *PAIRS) if path.exists() else []
         seen |= {row[1 : 1 + width] for row in rows} | {row[-width:] for row in rows}
     leaks = sum(text in seen for text in texts)
-    share = f"{leaks} of the {lang} rows ({leaks / len(texts):.1%})"
-    warn_if(leaks, f"{share} are training rows, too: they flatter")
-
+    told = f"{leaks} of the {lang} rows ({leaks / len(texts):.1%}) are training rows, too"
+    warn_if(leaks, f"{told}: they flatter the numbers")
     shared = {"lang": lang, "split": split, "rows": len(y), "leaks": leaks}
     shared["majority"] = (y.bincount().max() / len(y)).item()
     premises = np.unique([text[0] for text in texts], return_inverse=True)[1]  # (N,)
@@ -69,7 +69,6 @@ def evaluate(lang, heads, encoder, embed, info, split="test"):
         variant = tuple(head[field] for field in FIELDS)
         hit = (logits_of(head, encoder, embed, texts).argmax(2) == y).double()
         hits[variant] = torch.cat([hits[variant], hit]) if variant in hits else hit
-
     records, english = [], next(iter(hits.values())).mean(0)  # (N,)
     for variant, hit in hits.items():
         gains = (hit.mean(0) - english).numpy()  # (N,)
@@ -80,29 +79,13 @@ def evaluate(lang, heads, encoder, embed, info, split="test"):
     return records
 
 
-def show(records):
-    """Print the table of one language."""
-    say("{lang}, {rows} {split} rows, majority class {majority:.2%}".format(**records[0]))
-    say(f"{'':32}     n  heads  accuracy    +-  points over english [95%]")
-    for r in records:
-        name = f"{r['method']} {r['arch'] or ''}".strip()
-        name += " residuals" if r["residuals"] else ""
-        name += f" l2 {r['l2']:g}" if r["l2"] != HEADS["l2"] else ""
-        line = f"  {name:28}{r['n'] or '-':>7}{r['heads']:7}"
-        line += f"{r['accuracy']:10.2%}{100 * r['accuracy_std']:6.2f}"
-        if r["method"] != "english":
-            low, high = r["interval"]
-            line += f"  {100 * r['gain']:+6.2f} [{100 * low:+.2f}, {100 * high:+.2f}]"
-        say(line)
-
-
 def load_head(out, encoder, lang, file=None, method="langalign", arch="fc", n=None, **options):
     """The head of step 3 that `file`, or method, arch, n, residuals and seed name."""
     if file is None:
         name = {"lang": lang if method != "english" else "", "method": method, **options}
         name["arch"] = arch if method in ("langalign", "rev") else None
-        counted = method not in ("english", "native", "centred")
-        file = find(out, "head", (n or "*") if counted else None, **name)
+        n = None if method in ("english", "native", "centred") else n or "*"
+        file = find(out, "head", n, **name)
     return load(file, "head", encoder.digest) | {"path": file}
 
 
@@ -115,19 +98,18 @@ def classify(out, texts, lang, device="cpu", dtype=None, **flags):
 
 
 def read_texts(lines, file, width):
-    """Lines of bytes -> texts, composed (NFC), one by one; UserError with the line of one that is none."""
+    """Lines -> texts, composed (NFC), one by one; UserError with the line of one that is none."""
     for number, line in enumerate(lines, 1):
-        try:
-            text = unicodedata.normalize("NFC", line.decode("utf-8-sig")).strip("\r\n").split("\t")
-        except UnicodeDecodeError:
+        if re.search("[\udc80-\udcff]", line):  # what errors="surrogateescape" made of other bytes
             raise UserError(f"{file}:{number}: not UTF-8; save the file as UTF-8")
+        text = unicodedata.normalize("NFC", line).rstrip("\n").split("\t")
         if len(text) != width or not all(part.strip() for part in text):
             raise UserError(f"{file}:{number}: not {width} filled column(s), or with a label")
         yield tuple(text)
 
 
 def predict(source, file, head, encoder, args):
-    """Print a line a line of a binary file: label, probability (--all: of each label), text (--text)."""
+    """Print a line a line of an open file: label, probability (--all: of each label), text (--text)."""
     sys.stdout.reconfigure(encoding="utf-8")
     if args.all:
         print("label", *head["labels"], *["text"] * args.text, sep="\t")
@@ -162,7 +144,8 @@ def main():
         flags = {name: getattr(args, name) for name in ("method", "arch", "n", "residuals", "seed")}
         head = load_head(args.out, encoder, args.lang, args.head, **flags)
         print(f"labelling with {head['path']}", file=sys.stderr)
-        with open(0 if args.predict == "-" else args.predict, "rb") as source:
+        file, decoding = 0 if args.predict == "-" else args.predict, {"errors": "surrogateescape"}
+        with open(file, encoding="utf-8-sig", **decoding) as source:  # Mac line ends are ends, too
             return predict(source, args.predict, head, encoder, args)
 
     def embed(texts):
@@ -179,8 +162,18 @@ def main():
     for lang in langs:
         mine = [head for head in heads if head["lang"] in (lang, "")]
         records = evaluate(lang, mine, encoder, embed, info, args.split)
-        show(records)
         results += records
+        say("{lang}, {rows} {split} rows, majority class {majority:.2%}".format(**records[0]))
+        say(f"{'':32}     n  heads  accuracy    +-  points over english [95%]")
+        for r in records:
+            name = f"{r['method']} {r['arch'] or ''}".strip()
+            name += " residuals" if r["residuals"] else ""
+            name += f" l2 {r['l2']:g}" if r["l2"] != HEADS["l2"] else ""
+            line = f"  {name:28}{r['n'] or '-':>7}{r['heads']:7}"
+            line += f"{r['accuracy']:10.2%}{100 * r['accuracy_std']:6.2f}"
+            low, high = r["interval"]
+            gain = f"  {100 * r['gain']:+6.2f} [{100 * low:+.2f}, {100 * high:+.2f}]"
+            say(line + (gain if r["method"] != "english" else ""))
     path = Path(args.out, "results.json" if args.split == "test" else "results-dev.json")
     write_whole(path, json.dumps(results, indent=1).encode())
     say(f"-> {path}")

@@ -17,47 +17,31 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from common import RANK, UserError, describe_task, encode, encoder_digest, load_english
-from common import load_pretrained, make_optimizer, make_parser, parallel, pick_device, run, save
+from common import RANK, WORLD, UserError, describe_task, encode, encoder_digest, load_english
+from common import load_pretrained, make_optimizer, make_parser, pick_device, run, save
 from common import say, shuffled, warn_if
 
 DROPOUT = 0.1  # between embedding and labels; ours
 
 
-def check_rows(encoder, texts, rows, name):
-    """UserError where training would fail: unknown text, or text that the LM has no room for."""
-    special, unk = set(encoder.tokenizer.all_special_ids), encoder.tokenizer.unk_token_id
-    known = sum(i not in special for row in rows for i in row["input_ids"])
-    unknown = sum(row["input_ids"].count(unk) for row in rows)
-    lengths = [len(row["input_ids"]) for row in rows]
-    try:
-        if known < max(len(rows), unknown):
-            raise ValueError(f"{known} known and {unknown} unknown tokens; no tokenizer files?")
-        encode(encoder, [texts[0], texts[lengths.index(max(lengths))]])
-    except (IndexError, RuntimeError, TypeError, ValueError) as err:
-        why = f"{type(encoder.lm).__name__} fails on texts of up to {max(lengths)} tokens: {err}"
-        raise UserError(f"--model {name}: {why}")
-
-
 def tune(encoder, texts, y, dev_texts, dev_y, epochs=3, lr=5e-5, batch=32, seed=0):
-    """Fine-tune e(.) through a linear layer to the labels y (N,), cross-entropy (paper, Step 1). Leaves
-    the epoch of the best dev accuracy in the encoder; returns a record an epoch."""
+    """Fine-tune e(.) through a linear layer to labels y (N,) (paper, Step 1). Keeps the best epoch on dev."""
     torch.manual_seed(seed)
-    # Frozen, the words that never occur in English stay what the other languages know.
-    encoder.lm.get_input_embeddings().requires_grad_(False)
+    for table in encoder.lm.modules():  # word embeddings: other languages' words stay as known
+        if isinstance(table, nn.Embedding) and table.num_embeddings >= len(encoder.tokenizer):
+            table.requires_grad_(False)
     head = nn.Linear(encoder.dim, int(y.max()) + 1)
-    model = parallel(nn.Sequential(encoder, nn.Dropout(DROPOUT), head).to(encoder.lm.device))
+    model = nn.Sequential(encoder, nn.Dropout(DROPOUT), head).to(encoder.lm.device)
     weights = [p for p in model.parameters() if p.requires_grad]
-    steps = -(-len(y) // batch)  # an epoch
-    optimizer, schedule = make_optimizer(weights, lr, epochs * steps)
+    optimizer, schedule = make_optimizer(weights, lr, epochs * -(-len(y) // batch))
     scaler = torch.amp.GradScaler(encoder.lm.device.type, enabled=encoder.autocast == torch.float16)
     generator, rows = torch.Generator().manual_seed(seed), encoder.tokenize(texts)
-
+    model = model if WORLD == 1 else nn.parallel.DistributedDataParallel(model)
     history, best = [], -1.0
     for epoch in range(1, epochs + 1):
         model.train()
         encoder.eval()  # no dropout inside the LM: faster, and no worse on dev rows
-        total = 0.0
+        losses = []
         for i, inputs in shuffled(encoder, rows, batch, generator, f"epoch {epoch}/{epochs}"):
             logits = model(inputs)  # (B, C)
             loss = nn.functional.cross_entropy(logits, y[i].to(logits.device))
@@ -68,8 +52,8 @@ def tune(encoder, texts, y, dev_texts, dev_y, epochs=3, lr=5e-5, batch=32, seed=
             scaler.step(optimizer)
             scaler.update()
             schedule.step()
-            total += loss.detach()
-        mean = float(total) / steps
+            losses.append(loss.detach())
+        mean = torch.stack(losses).mean().item()
         if not mean < float("inf"):
             raise UserError(f"the loss is {mean}: lower --lr {lr:g}, or try --amp off")
         dev_x = encode(encoder, dev_texts, progress="dev").to(encoder.lm.device)  # (M, D)
@@ -100,7 +84,15 @@ def main():
     encoder = load_pretrained(args.model, args.pool, args.max_len).to(device)
     encoder.autocast = dtype
     rows = encoder.tokenize(texts)
-    check_rows(encoder, texts, rows, args.model)
+    lengths = [len(row["input_ids"]) for row in rows]
+    unknown = sum(row["input_ids"].count(encoder.tokenizer.unk_token_id) for row in rows)
+    try:  # what would fail in the middle of the training fails here
+        if max(lengths) < 3 or 2 * unknown > sum(lengths):
+            raise ValueError(f"{unknown} of {sum(lengths)} tokens unknown; no tokenizer files?")
+        encode(encoder, [texts[0], texts[lengths.index(max(lengths))]])
+    except (IndexError, RuntimeError, TypeError, ValueError) as err:
+        why = f"{type(encoder.lm).__name__} fails on texts of up to {max(lengths)} tokens: {err}"
+        raise UserError(f"--model {args.model}: {why}")
     Path(args.out).mkdir(parents=True, exist_ok=True)
     tempfile.TemporaryFile(dir=args.out).close()  # a read-only folder fails now, not after training
 
@@ -108,35 +100,29 @@ def main():
     size = sum(p.numel() for p in encoder.parameters()) / 1e6
     say(f"step 1 | {machine} | {args.model}, {size:.1f}M parameters, {args.epochs} epochs")
     say(f"{args.task}: {len(y)} English rows, labels {counts}; {len(dev_y)} dev rows")
-    cut = sum(len(row["input_ids"]) >= encoder.max_len for row in rows)
-    if cut:
-        say(f"{cut} texts have more than {encoder.max_len} tokens: only their beginning is read")
-
+    cut = sum(length >= encoder.max_len for length in lengths)
+    warn_if(cut, f"{cut} texts have more than {encoder.max_len} tokens: only their start is read")
     options = {"epochs": args.epochs, "lr": args.lr, "batch": args.batch, "seed": args.seed}
     history = tune(encoder, texts, y, dev_texts, dev_y, **options) if args.epochs else []
     info |= {"pool": args.pool, "max_len": encoder.max_len, "history": history, **options}
     folder, fresh = Path(args.out, "encoder"), Path(args.out, ".encoder.tmp")
     if RANK == 0:
-        shutil.rmtree(fresh, ignore_errors=True)
         encoder.tokenizer.model_max_length = encoder.max_len
         try:
             encoder.tokenizer.save_pretrained(fresh)
             encoder.lm.save_pretrained(fresh)
         except Exception as err:  # of a full disk: each library raises its own
-            shutil.rmtree(fresh, ignore_errors=True)
             raise UserError(f"{fresh}: {err}; make room or choose another --out")
         shutil.rmtree(folder, ignore_errors=True)
         fresh.rename(folder)
         info["lm"] = encoder_digest(folder, info)
     save(Path(args.out, "embed.pt"), "embed", **info)  # last: it says that the folder is whole
-
     majority = (dev_y.bincount().max() / len(dev_y)).item()
     for epoch, record in enumerate(history, 1):
         say("epoch {}: loss {loss:.3f}, English dev accuracy {dev:.2%}".format(epoch, **record))
     say(f"majority class {majority:.2%} -> {args.out}/encoder")
-    learned = [record for record in history if record["dev"] > majority]
-    words = f"the LM learned nothing from {len(y)} rows: try another --lr, or more rows"
-    warn_if(history and not learned, words)
+    best = max((record["dev"] for record in history), default=1.0)
+    warn_if(best <= majority, f"the LM learned nothing from {len(y)} rows: try --lr, or more rows")
 
 
 if __name__ == "__main__":

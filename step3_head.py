@@ -6,7 +6,6 @@
 
 Baselines for --method: english (always made along), native rows, translated rows, mixed (these, and
 English of the others), centred (English moved onto the mean of --unlabelled target text).
-
 Reads   <out>/ of step 1, for langalign and rev an aligner of step 2, and <data>/<task>/.
 Writes  <out>/head-<lang>-....pt: what inference needs besides encoder/ and embed.pt; head-english.pt.
 Expect  TODO
@@ -98,14 +97,12 @@ def make_head(method, args, encoder, info, heads=None):
             source, target, _ = load_translated(info, args.lang, n)
             residuals = cache(target) - aligner.map(cache(source))
         x, dev_x = aligner.map(x), aligner.map(dev_x)  # A(e(d_en))
-
     if heads is None:
         seeds = range(1000 * args.seed, 1000 * args.seed + args.seeds)
         x, classes = x.to(encoder.lm.device), len(info["labels"])
         heads = train_heads(x, y, classes, residuals, seeds, args.l2)
     dev = (logits(heads, dev_x).argmax(2) == dev_y).double().mean(1)  # (S,)
     majority = (dev_y.bincount().max() / len(dev_y)).item()
-
     told = {"method": method, "arch": arch, "n": n, "residuals": residuals is not None}
     told |= {"lang": "" if method == "english" else args.lang, "seed": args.seed}
     told |= {"l2": args.l2, "seeds": args.seeds}
