@@ -63,8 +63,7 @@ class Encoder(nn.Module):
         lm.pooler = None  # BERT's own: unused here
         self.lm, self.tokenizer, self.pool, self.dim = lm, tokenizer, pool, lm.config.hidden_size
         self.max_len = min(max_len, tokenizer.model_max_length)
-        self.autocast = None  # dtype of autocast while the LM is tuned
-        self.digest, self.inside = "", None  # see load_encoder; the Inside that is on
+        self.autocast, self.inside, self.digest = None, None, ""  # set by tune, on(), loading
 
     def forward(self, batch):
         """A batch of `pad` -> (B, D) fp32."""
@@ -132,16 +131,14 @@ def encode(encoder, texts, batch_tokens=None, progress="encode", place="text ", 
     out = out.cpu()
     if WORLD > 1:  # each rank has filled its own rows
         digests = [None] * WORLD
-        dist.all_gather_object(digests, digest_of(repr(texts)))
+        dist.all_gather_object(digests, digest_of(repr(texts).encode()))
         if len(set(digests)) > 1:
             raise UserError("the ranks read different texts: give all of them the same files")
         dist.all_reduce(out)
     finite = out.isfinite().all(1).tolist()
     if not all(finite):
         i = finite.index(False)
-        raise UserError(
-            f"{place}{first + i}: its embedding is not finite; try --amp off: {texts[i]}"
-        )
+        raise UserError(f"{place}{first + i}: its embedding is not finite; try --amp off")
     return out
 
 
@@ -340,8 +337,7 @@ MAKES = {"embed": "step1_embed.py", "align": "step2_align.py", "head": "step3_he
 
 
 def digest_of(*parts):
-    """Hex digest of strings and bytes."""
-    parts = [part.encode() if isinstance(part, str) else part for part in parts]
+    """Hex digest of bytes."""
     return hashlib.sha256(b"".join(parts)).hexdigest()
 
 
@@ -423,7 +419,7 @@ def encoder_digest(folder, info):
     """Digest of an encoder/ folder's files and of what its vectors and labels depend on besides."""
     chosen = repr([info[key] for key in ("task", "labels", "pool", "max_len")])
     paths = sorted(path for path in Path(folder).iterdir() if path.is_file())
-    return digest_of(chosen, *(path.name.encode() + path.read_bytes() for path in paths))
+    return digest_of(chosen.encode(), *(path.name.encode() + path.read_bytes() for path in paths))
 
 
 def load_encoder(out="runs", device="cpu", dtype=None, data=None):
@@ -452,14 +448,14 @@ class Cache:
 
     def __call__(self, texts, progress="encode"):
         """Texts -> (N, D) fp32, encoded now or before."""
-        keys = [digest_of("\t".join(text))[:32] for text in texts]
+        keys = [digest_of("\t".join(text).encode())[:32] for text in texts]
         text_of = dict(zip(keys, texts))
         new = [key for key in text_of if key not in self.rows]
         for start in range(0, len(new), SHARD * WORLD):  # a fixed cut: a killed run goes on alike
             part = new[start : start + SHARD * WORLD]
             part_texts = [text_of[key] for key in part]
             embeddings = encode(self.encoder, part_texts, self.batch_tokens, progress)
-            path = self.folder / f"{digest_of(*part)[:32]}.pt"
+            path = self.folder / f"{digest_of(*map(str.encode, part))[:32]}.pt"
             save(path, "cache", lm=self.encoder.digest, keys=part, embeddings=embeddings)
             self.rows.update(zip(part, embeddings))
         return torch.stack([self.rows[key] for key in keys])

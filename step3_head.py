@@ -128,6 +128,8 @@ def main():
         raise UserError(f"--lang is missing: python step3_head.py --lang ko --method {args.method}")
     if args.method == "centred" and not args.unlabelled:
         raise UserError("--method centred needs --unlabelled FILE: target text, a line each")
+    if args.arch == "inside" and args.method == "langalign":
+        raise UserError("--arch inside maps target to English: give --method rev, too")
     if args.residuals and args.method != "langalign":
         raise UserError(f"--residuals goes with --method langalign, not with {args.method}")
 

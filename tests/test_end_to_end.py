@@ -108,12 +108,10 @@ def test_readme_code_runs(block, home, tmp_path, monkeypatch):
     exec(re.sub(r"\bn=\d+", f"n={N}", block), {})  # noqa: S102
 
 
-@pytest.mark.xfail(strict=True, reason="more than 1,200 lines")
 def test_core_is_small():
     assert sum(len((ROOT / name).read_text(encoding="utf-8").splitlines()) for name in CORE) <= 1200
 
 
-@pytest.mark.xfail(strict=True, reason="step1_embed.tune has 40 lines")
 def test_functions_are_short():
     for name in CORE:
         for part in ast.walk(ast.parse((ROOT / name).read_text(encoding="utf-8"))):

@@ -224,7 +224,6 @@ def test_form_of_the_file_does_not_matter(form, runs, label):
     assert label(runs, FORMS[form]("\n".join(TEXTS)), "--text") == expected
 
 
-@pytest.mark.xfail(strict=True, reason="predict() takes a file with Mac line ends for one text")
 def test_mac_line_ends(runs, label):
     assert label(runs, "\r".join(TEXTS).encode()) == label(runs, TEXTS)
 
@@ -334,7 +333,7 @@ def test_lines_are_read_as_they_are_labelled(runs, capsys, monkeypatch):
         for i in range(50):
             printed.append(capsys.readouterr().out)
             ahead.append(i - "".join(printed).count("\n"))
-            yield f"{TEXTS[i % len(TEXTS)]}\n".encode()
+            yield f"{TEXTS[i % len(TEXTS)]}\n"
 
     args = SimpleNamespace(all=False, text=True, batch_tokens=None)
     evaluation.predict(lines(), "-", head, encoder, args)
