@@ -98,6 +98,24 @@ def test_readme_commands_have_flags_that_exist(capsys):
         assert not [flag for flag in flags if not re.search(rf" {flag}\b", told)], script
 
 
+def test_lessons_run(home, tmp_path, monkeypatch, capsys):
+    """All of data/LESSONS.md in one go, with fewer pairs and steps than it has."""
+    text = (ROOT / "data/LESSONS.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    shutil.copytree(home / "runs", tmp_path / "runs")
+    (tmp_path / "data").symlink_to(home / "data")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(step3_head, "STEPS", 50)
+    code = (
+        "".join(blocks)
+        .replace("n=1000", f"n={N}")
+        .replace("900", "250")
+        .replace("range(60)", "range(5)")
+    )
+    exec(code, {})  # noqa: S102
+    assert len(blocks) == 9 and "inside" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("block", PYTHON, ids=range(len(PYTHON)))
 def test_readme_code_runs(block, home, tmp_path, monkeypatch):
     """In a copy of the run folder, with fewer pairs than README has."""
