@@ -1,565 +1,481 @@
-"""Benchmark of LangAlign (arXiv 2503.18603): time and memory, beside the peers that are installed. No test.
+"""Benchmark of LangAlign (arXiv 2503.18603): its time and memory against what users would run instead. No test.
 
-    python tests/bench.py                                        # every part, on runs/embed.pt: 20 minutes or more
-    python tests/bench.py --quick --only encode,memory           # smaller: a look, not a measurement
-    python tests/bench.py --only memory --dim 384 --points 100000,1000000          # a million pairs
-    python tests/bench.py --peer --lang ko --out runs/nli        # accuracy beside a peer library's own recipe
+    python tests/bench.py                                        # every part, on the toy world: 20 minutes
+    python tests/bench.py --quick --only encode,step1            # small sizes: a look, no measurement
+    python tests/bench.py --peers --only encode                  # sentence-transformers, ONNX, OpenVINO too
+    python tests/bench.py --model xlm-roberta-base --data data/real --task nli --lang ko
 
-Reads   <out>/embed.pt of step 1 and the data it names. Parts steps23 and memory need neither: they run steps
-        2 and 3 as shipped on planted embeddings in a temporary folder (2 GB, with --quick 0.3 GB).
-        Peers, each used only if installed: sentence-transformers, accelerate; for --peer datasets as well.
-Writes  nothing; with --peer the english and fc heads of step 3, where <out> lacks them.
-Prints  as its last line one JSON object (null: no such peer here, no native bf16, or a part not asked for):
-        encode_*_ratio       our texts a second / SentenceTransformer.encode's in fp32 at its default batch
-        encode_*_best_ratio  the same / its best of four batches in our precision (bf16: cast or autocast)
-        encode_*_peak_share  our FLOP/s / those of torch's matrix products at the encoder's shapes; padding
-                             is no work.     encode_bf16_cosine: of our bf16 embeddings to our fp32 ones
-        step1_ratio          examples a second of step 1 / of Trainer, dev accuracy each epoch included
-        fc_seconds, linear_seconds: A from cached embeddings.      heads_ratio: time of 5 heads / of one
-        bytes_per_row_over_embedding: memory of step 2 for one more pair / bytes of the pair's embeddings
-        With --peer a table in its place: accuracy, difference to english, trained parameters, seconds.
-Expect  times of an idle machine only; each is the best of interleaved runs in one process after a warm-up.
+Parts   encode   texts a second of common.encode against plain transformers code, as in sentence-transformers
+        step1    examples a second of step1_embed.tune against Hugging Face Trainer (if accelerate is there),
+                 else against a plain loop: trainable table, LM dropout, random batches
+        inside   seconds an epoch and peak memory of step2_align.fit_inside against distilling the whole LM
+        steps23  seconds of fit (fc), solve (linear) and train_heads on random embeddings (N, 384)
+        main     seconds of README's commands in a copy of the repository; with --data on that world
+Prints  as its last line one JSON object; ratios are above 1 where ours is faster or smaller:
+        encode_fp32_ratio, encode_bf16_ratio   of texts a second; with --peers to the faster torch program
+        encode_onnx_ratio, encode_openvino_ratio   to the backend's best of a class (fp32; bf16 or int8);
+                                               the smaller of both, null without --peers
+        step1_ratio, inside_ratio, inside_memory_ratio, fit_seconds, heads_seconds, main_job_seconds
+Expect  numbers of an idle machine only: medians of runs that take turns. Threads are each library's own
+        choice; to restrict all of them alike, start the program on fewer cores (taskset).
 """
 
 import argparse
-import contextlib
 import copy
+import importlib.util
 import json
-import math
-import random
+import os
+import platform
+import re
+import shutil
+import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from concurrent.futures import ProcessPoolExecutor
 from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
-from unittest import mock
 
-import numpy as np
 import torch
-import torch.nn as nn
 import torch.nn.functional as F
 import transformers
-from tqdm import tqdm
+from torch import nn
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 import common  # noqa: E402
-import eval as evaluation  # noqa: E402
-import peers  # noqa: E402
 import step1_embed  # noqa: E402
 import step2_align  # noqa: E402
 import step3_head  # noqa: E402
-from common import UserError, encode, load_encoder, load_task, load_train_dev, load_translated  # noqa: E402
-from peers import DEFAULT, has, peer_encode, quiet  # noqa: E402
+from common import UserError, encode, masked_mean  # noqa: E402
 
-RESULTS = (
-    "encode_fp32_ratio",
-    "encode_fp32_best_ratio",
-    "encode_fp32_peak_share",
-    "encode_bf16_ratio",
-    "encode_bf16_best_ratio",
-    "encode_bf16_peak_share",
-    "encode_bf16_cosine",
-    "step1_ratio",
-    "fc_seconds",
-    "linear_seconds",
-    "heads_ratio",
-    "bytes_per_row_over_embedding",
-)
-FULL = dict(
-    texts=4_000,
-    repeats=2,
-    rows=1_000,
-    epochs=3,
-    pairs=50_000,
-    dim=768,
-    points=(10_000, 50_000, 100_000, 200_000),
-)
-QUICK = dict(
-    texts=600, repeats=2, rows=192, epochs=1, pairs=8_000, dim=768, points=(10_000, 20_000, 40_000)
-)
-BATCHES = (16, 32, 64, 128)  # of SentenceTransformer.encode
-PRODUCTS = 5  # rounds of a layer's products in one timing of the peak
-
-
-def sizes(text):
-    """argparse type: "1000,2000" -> [1000, 2000]."""
-    return [common.positive(n) for n in text.split(",")]
-
-
-def get_args(argv=None):
-    p = common.make_parser(__doc__)
-    p.add_argument("--quick", action="store_true", help="smaller sizes: a look, not a measurement")
-    p.add_argument("--only", default=",".join(PARTS), help="parts to run, with commas")
-    p.add_argument("--points", type=sizes, help="pairs of the memory part: 100000,1000000")
-    p.add_argument(
-        "--dim", type=common.positive, help="embedding width of steps23 and memory, else 768"
-    )
-    p.add_argument(
-        "--threads", type=common.positive, help="CPU threads of torch, else torch's own choice"
-    )
-    p.add_argument(
-        "--peer",
-        action="store_true",
-        help="instead of the parts: distil the LM on the run "
-        "folder's pairs by sentence-transformers, and compare with the english and fc heads",
-    )
-    p.add_argument("--lang", help="target language of --peer, e.g. ko")
-    p.add_argument("--n", type=common.positive, help="pairs of --peer, else 20000, or all if fewer")
-    p.add_argument(
-        "--peer-epochs", type=common.positive, default=3, help="the peer's passes over the pairs"
-    )
-    args = p.parse_args(argv)
-    args.only = args.only.split(",")
-    if not set(args.only) <= set(PARTS) or args.peer != bool(args.lang):
-        raise UserError(
-            f"--only takes some of {','.join(PARTS)}; --peer and --lang go together, for "
-            "example: python tests/bench.py --peer --lang ko"
-        )
-    return args
+KEYS = "encode_fp32_ratio encode_bf16_ratio encode_onnx_ratio encode_openvino_ratio step1_ratio".split()
+KEYS += "inside_ratio inside_memory_ratio fit_seconds heads_seconds main_job_seconds".split()
+FULL = {"texts": 2_000, "rounds": 5, "rows": 960, "epochs": 2, "pairs": 960, "points": 20_000}
+QUICK = {"texts": 400, "rounds": 2, "rows": 128, "epochs": 1, "pairs": 128, "points": 2_000}
+PEER_BATCHES = 16, 32, 64, 128  # of SentenceTransformer.encode; 32 is its default
+OPERATIONS = {  # part of an operator's name: what it is
+    "matrix products": ("mm", "linear", "matmul"),
+    "attention": ("scaled_dot_product", "softmax"),
+    "gelu": ("gelu",),
+    "layer norm": ("layer_norm",),
+}
+PACKAGE = "sentence-transformers[onnx,openvino]"
+PEER = r"""
+# Runs in the peers' environment: for each batch size on stdin encodes the texts, answers with seconds
+import json, os, sys, time
+answers = os.fdopen(os.dup(1), "w")
+os.dup2(2, 1)  # what the libraries print goes to the log
+import sentence_transformers as st, torch
+place, kind, target = sys.argv[1:]
+backend = kind.split()[0]
+options = {}
+if kind == "openvino f32":
+    options = {"ov_config": {"INFERENCE_PRECISION_HINT": "f32"}}
+model = st.SentenceTransformer(f"{place}/lm", backend=backend, device="cpu", model_kwargs=options)
+if kind in ("onnx O3", "onnx int8"):
+    folder = f"{place}/{kind}"
+    model.save_pretrained(folder)
+    if kind == "onnx O3":
+        st.export_optimized_onnx_model(model, "O3", folder)
+        name = "model_O3.onnx"
+    else:
+        st.export_dynamic_quantized_onnx_model(model, target, folder, file_suffix="int8")
+        name = "model_int8.onnx"
+    options = {"file_name": f"onnx/{name}"}
+    model = st.SentenceTransformer(folder, backend="onnx", device="cpu", model_kwargs=options)
+if kind == "torch bf16":
+    model.bfloat16()
+texts, model.max_seq_length = json.load(open(f"{place}/texts.json"))
+for line in sys.stdin:
+    start = time.perf_counter()
+    out = model.encode(texts, batch_size=int(line), convert_to_tensor=True, show_progress_bar=False)
+    print(time.perf_counter() - start, file=answers, flush=True)
+torch.save(out.float(), f"{place}/{kind}.pt")
+"""
+CLASSES = {"fp32": ("torch fp32", "onnx fp32", "onnx O3", "openvino f32")}
+CLASSES["bf16"] = "torch bf16", "onnx int8", "openvino as it is"
 
 
-def sync(device):
-    """A GPU's work is only queued: wait for it before reading the clock."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    elif device.type == "mps":
-        torch.mps.synchronize()
+def seconds_of(job, device):
+    """Seconds of one job(); a GPU's work is only queued, so wait for it."""
+    start = time.perf_counter()
+    job()
+    if device.type != "cpu":
+        torch.accelerator.synchronize()
+    return time.perf_counter() - start
 
 
-def best_of(jobs, warm, work, repeats, device):
-    """({name: seconds of the fastest job(work)}, {name: its value}), after one job(warm) each.
-
-    The jobs take turns, so that a machine that slows down does so for all of them.
-    """
-    seconds, values = dict.fromkeys(jobs, math.inf), {}
-    bar = tqdm(
-        [(turn, name) for turn in range(repeats + 1) for name in jobs], unit="run", leave=False
-    )
-    for turn, name in bar:
-        bar.set_description(f"{name}, {f'round {turn}' if turn else 'warm-up'}")
-        start = time.perf_counter()
-        with quiet():
-            values[name] = jobs[name](work if turn else warm)
-        sync(device)
-        if turn:
-            seconds[name] = min(seconds[name], time.perf_counter() - start)
-    return seconds, values
+def take_turns(jobs, rounds, device):
+    """{name: median seconds} of jobs, A B A B ..., so that a machine that slows down does so for all."""
+    spent = {name: [] for name in jobs}
+    for _ in range(rounds):
+        for name, job in jobs.items():
+            spent[name].append(seconds_of(job, device))
+    return {name: statistics.median(values) for name, values in spent.items()}
 
 
-# encode: ours, the peer's, and the machine's peak
-def widths(config):
-    return config.hidden_size, getattr(config, "intermediate_size", 4 * config.hidden_size)
+def load_all(args):
+    """(info, encoder in fp32) of the flags."""
+    info = common.describe_task(args.data, args.task)
+    return info, common.load_pretrained(args.model).to(args.device)
 
 
-def flops(config, lengths):
-    """Matrix products of a BERT-shaped encoder on texts of these token lengths; multiply and add are two."""
-    width, inner = widths(config)
-    linear = 2 * (4 * width * width + 2 * width * inner)  # a token: q, k, v, out; up, down
-    attention = 2 * 2 * width * sum(length**2 for length in lengths)  # q k^T, and weights times v
-    return config.num_hidden_layers * (linear * sum(lengths) + attention)
+# encode -----------------------------------------------------------------------------------------
+@torch.no_grad()
+def plain_encode(encoder, texts, batch=32):
+    """What sentence-transformers does: sort by length, batches of 32, padding, mean over tokens."""
+    order = sorted(range(len(texts)), key=lambda i: -len(texts[i]))
+    out, options = torch.zeros(len(texts), encoder.dim), {"padding": True, "return_tensors": "pt"}
+    options |= {"truncation": True, "max_length": encoder.max_len}
+    for start in range(0, len(order), batch):
+        index = order[start : start + batch]
+        inputs = encoder.tokenizer([texts[i] for i in index], **options).to(encoder.lm.device)
+        hidden = encoder.lm(**inputs).last_hidden_state  # (B, T, D)
+        out[index] = masked_mean(hidden, inputs["attention_mask"]).float().cpu()
+    return out
 
 
-def peak_job(config, tokens, device, dtype):
-    """(job, its FLOP): one layer's products on a batch of `tokens` tokens, nothing else."""
-    width, inner = widths(config)
-    shapes = [(width, width)] * 4 + [(width, inner), (inner, width)]
-    x = {k: torch.randn(tokens, k, device=device, dtype=dtype) for k in (width, inner)}  # (M, K)
-    weights = [torch.randn(n, k, device=device, dtype=dtype) for k, n in shapes]  # (N, K)
-
-    def job(_):
-        with torch.no_grad():
-            for w in weights * PRODUCTS:
-                F.linear(x[w.shape[1]], w)
-
-    return job, 2 * tokens * sum(k * n for k, n in shapes) * PRODUCTS
-
-
-def sentences(info, count):
-    """Up to `count` different sentences of all languages' files of the task, in one fixed random order."""
-    found = {}
-    for path in sorted(
-        Path(info["data"], info["task"]).glob("*/t*.tsv")
-    ):  # train, translated, test
-        rows = common.read_tsv(path, *common.ROWS, *common.PAIRS)
-        found |= {(text,): None for row in rows for text in row[1:]}
-    if not found:
-        raise UserError(
-            f"no text in {info['data']}/{info['task']}; start from the folder step 1 was run in"
-        )
-    return random.Random(common.SHUFFLE_SEED).sample(list(found), min(count, len(found)))
+def profile(encoder, texts):
+    """{kind of operation: share of the time} of one short run of encode."""
+    activities = [torch.profiler.ProfilerActivity.CPU]
+    field = "self_cpu_time_total"
+    if encoder.lm.device.type == "cuda":
+        activities.append(torch.profiler.ProfilerActivity.CUDA)
+        field = "self_device_time_total"
+    with torch.profiler.profile(activities=activities) as run:
+        whole = seconds_of(partial(encode, encoder, texts), encoder.lm.device)
+    shares = dict.fromkeys(OPERATIONS, 0.0)
+    for event in run.key_averages():
+        kinds = [kind for kind, parts in OPERATIONS.items() if any(p in event.key for p in parts)]
+        if kinds:
+            shares[kinds[-1]] += getattr(event, field) / 1e6 / whole
+    return shares | {"tokenising and the rest": 1 - sum(shares.values())}
 
 
-def bench_encode(args, size):
-    encoder, info = load_encoder(args.out)
-    device, config, peer = args.device, encoder.to(args.device).lm.config, None
-    texts = sentences(info, size["texts"])
-    lengths = [len(row["input_ids"]) for row in encoder.tokenize(texts)]
-    print(
-        f"\nencode | {sum(p.numel() for p in encoder.parameters()) / 1e6:.1f}M parameters | {len(texts)} "
-        f"sentences of {min(lengths)} to {max(lengths)} tokens, mean {np.mean(lengths):.1f}",
-        flush=True,
-    )
-    if has("sentence_transformers"):
-        peer = peers.peer_model(encoder, device)
-        peers.check_same(encoder, peer, texts[:64], device)
-        cast = copy.deepcopy(peer).bfloat16()
-    jobs, work, tokens = {}, {}, min(common.BATCH_TOKENS.get(device.type, 16_384), sum(lengths))
-    dtypes = {"fp32": None, "bf16": args.dtype} if args.dtype == torch.bfloat16 else {"fp32": None}
-    for name, dtype in dtypes.items():
-        mine = copy.deepcopy(encoder)
-        mine.lm.to(dtype or torch.float32)  # as open_run does
-        jobs[f"{name} ours"] = partial(encode, mine, device=device)
-        jobs[f"{name} peak"], work[f"{name} peak"] = peak_job(
-            config, tokens, device, dtype or torch.float32
-        )
-        for batch in BATCHES if peer else ():
-            jobs[f"{name} peer {batch}"] = partial(
-                peer_encode, peer, batch=batch, device=device, dtype=dtype
-            )
-            if dtype:
-                jobs[f"{name} peer {batch} cast"] = partial(
-                    peer_encode, cast, batch=batch, device=device
-                )
-    seconds, values = best_of(jobs, texts[:64], texts, size["repeats"], device)
-    speed = {
-        name: work.get(name, flops(config, lengths)) / seconds[name] for name in jobs
-    }  # FLOP/s
-    for name in jobs:
-        print(
-            f"  {name:18s} {speed[name] / 1e9:10.1f} GFLOP/s"
-            + ("" if name in work else f" {len(texts) / seconds[name]:10.1f} texts/s")
-        )
-    found = {}
-    for name in dtypes:
-        mine, theirs = (
-            speed[f"{name} ours"],
-            [value for job, value in speed.items() if f"{name} peer" in job],
-        )
-        found[f"encode_{name}_peak_share"] = mine / speed[f"{name} peak"]
-        if peer:
-            found[f"encode_{name}_ratio"] = mine / speed[f"fp32 peer {DEFAULT}"]
-            found[f"encode_{name}_best_ratio"] = mine / max(theirs)
-    if "bf16" in dtypes:
-        pair = (values[f"{name} ours"] for name in dtypes)
-        found["encode_bf16_cosine"] = F.cosine_similarity(*pair).mean().item()
+def make_environment(folder):
+    """The peers' Python, in a virtual environment of their own: they need another transformers."""
+    python = Path(folder, "Scripts" if os.name == "nt" else "bin", "python")
+    probe = [python, "-c", "import sentence_transformers, optimum.onnxruntime, optimum.intel"]
+    if not python.exists() or subprocess.run(probe, capture_output=True).returncode:
+        print(f"  pip install {PACKAGE} -> {folder}: minutes, gigabytes", flush=True)
+        subprocess.run([sys.executable, "-m", "venv", folder], check=True)
+        done = subprocess.run([python, "-m", "pip", "install", "-q", PACKAGE])
+        if done.returncode:
+            raise UserError(f"--peers: pip cannot install {PACKAGE} into {folder}; see above")
+    return python
+
+
+def bench_peers(args, ours, texts, reference, found):
+    """Each backend at its best batch, taking turns with `ours`, {class: job}; adds ratios to `found`."""
+    python, encoder, ratios = make_environment(args.peers), ours["fp32"].args[0], {}
+    target = "avx512_vnni" if torch.cpu.get_capabilities().get("avx512_vnni") else "avx2"
+    if platform.machine() in ("arm64", "aarch64"):
+        target = "arm64"  # of int8
+    with tempfile.TemporaryDirectory() as place:
+        encoder.lm.save_pretrained(f"{place}/lm")
+        encoder.tokenizer.save_pretrained(f"{place}/lm")
+        path = Path(place, "lm", "tokenizer_config.json")  # transformers 4 lacks version 5's class
+        config = path.read_text().replace("TokenizersBackend", "PreTrainedTokenizerFast")
+        path.write_text(config)
+        Path(place, "texts.json").write_text(json.dumps([texts, encoder.max_len]))
+        for name in ours:
+            for kind in CLASSES[name]:
+                with open(f"{place}/log", "w+") as log:
+                    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": log}
+                    command = [python, "-c", PEER, place, kind, target]
+                    with subprocess.Popen(command, text=True, bufsize=1, **pipes) as worker:
+
+                        def job(batch):
+                            worker.stdin.write(f"{batch}\n")
+                            return float(worker.stdout.readline())
+
+                        try:
+                            job(32)  # warm-up
+                            batch = min(PEER_BATCHES, key=job)
+                            jobs = {"ours": ours[name], "peer": partial(job, batch)}
+                            spent = take_turns(jobs, args.size["rounds"], args.device)
+                            worker.stdin.close()
+                            worker.wait()
+                            out = torch.load(f"{place}/{kind}.pt")
+                        except (OSError, ValueError):  # the worker has ended
+                            log.seek(0)
+                            last = (log.read().strip().splitlines() or ["no message"])[-1]
+                            print(f"  {kind:18s} failed: {last[:120]}", flush=True)
+                            continue
+                ratio = spent["peer"] / spent["ours"]
+                ratios.setdefault((kind.split()[0], name), []).append(ratio)
+                cosine = F.cosine_similarity(out, reference).mean().item()
+                speed = [len(texts) / spent[who] for who in ("peer", "ours")]
+                row = "{:8.1f} texts/s, ours {:8.1f}, ratio {:.2f}".format(*speed, ratio)
+                print(f"  {kind:18s} {row}; batch {batch}, cosine to fp32 {cosine:.4f}", flush=True)
+    for (backend, name), values in ratios.items():
+        key = f"encode_{name if backend == 'torch' else backend}_ratio"
+        found[key] = min(values + [found[key]] if found.get(key) else values)
+
+
+def bench_encode(args):
+    info, encoder = load_all(args)
+    rows = common.load_english(info)[0] + common.load_translated(info, args.lang)[1]
+    texts = list(dict.fromkeys(text for row in rows for text in row))
+    texts = [texts[i] for i in common.fixed_order(len(texts))[: args.size["texts"]]]
+    lengths = [len(row["input_ids"]) for row in encoder.tokenize([(text,) for text in texts])]
+    print(f"{len(texts)} texts of {min(lengths)} to {max(lengths)} tokens, {sum(lengths)} in all")
+    encoders = {"fp32": encoder.eval().requires_grad_(False)}
+    if args.dtype:
+        encoders["bf16"] = copy.deepcopy(encoder)
+        for parameter in encoders["bf16"].parameters():
+            parameter.data = parameter.data.to(args.dtype)
+    reference, found, ours = encode(encoder, texts), {}, {}
+    for name, encoder in encoders.items():
+        ours[name] = partial(encode, encoder, texts)
+        cosines = [F.cosine_similarity(ours[name](), reference).mean().item()]
+        plain = partial(plain_encode, encoder, texts)
+        cosines.append(F.cosine_similarity(plain(), reference).mean().item())
+        spent = take_turns({"ours": ours[name], "plain": plain}, args.size["rounds"], args.device)
+        for (who, seconds), cosine in zip(spent.items(), cosines):
+            speed = f"{len(texts) / seconds:8.1f} texts/s"
+            print(f"  {name} {who:13s} {speed}, cosine to fp32 {cosine:.4f}", flush=True)
+        found[f"encode_{name}_ratio"] = spent["plain"] / spent["ours"]
+        shares = profile(encoder, texts[:200])
+        print("    ours:", ", ".join(f"{kind} {share:.0%}" for kind, share in shares.items()))
+    if args.peers:
+        bench_peers(args, ours, texts, reference, found)
     return found
 
 
-# Step 1: our loop and Trainer's, on copies of one encoder; data: ((texts, y), (texts, y)) of train and dev
-def ours(data, encoder, own):
-    """Dev accuracy after step 1's own loop."""
+# step1 ------------------------------------------------------------------------------------------
+class Classifier(nn.Module):
+    """Step 1's model with the interface that Trainer wants."""
+
+    def __init__(self, encoder, classes):
+        super().__init__()
+        self.encoder, self.dropout = encoder, nn.Dropout(step1_embed.DROPOUT)
+        self.head = nn.Linear(encoder.dim, classes)
+
+    def forward(self, labels, **batch):
+        logits = self.head(self.dropout(self.encoder(batch)))  # (B, C)
+        return {"loss": F.cross_entropy(logits, labels), "logits": logits}
+
+
+def train_plainly(encoder, texts, y, epochs, dtype):
+    """All weights, LM dropout on, random batches of 32."""
+    encoder = copy.deepcopy(encoder)
+    encoder.autocast = dtype
+    model = Classifier(encoder, int(y.max()) + 1).to(encoder.lm.device).train()
+    rows = encoder.tokenize(texts)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=5e-5)
+    for _ in range(epochs):
+        for i in torch.randperm(len(rows)).split(32):
+            inputs = common.pad([rows[j] for j in i], encoder.tokenizer, encoder.lm.device)
+            loss = model(y[i].to(encoder.lm.device), **inputs)["loss"]
+            optimizer.zero_grad()
+            loss.backward()
+            nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+
+
+def train_by_trainer(encoder, texts, y, epochs, dtype):
+    """Hugging Face Trainer with its own defaults but batch 32."""
+    encoder = copy.deepcopy(encoder)
+    rows = [row | {"labels": label} for row, label in zip(encoder.tokenize(texts), y.tolist())]
+    options = {"num_train_epochs": epochs, "per_device_train_batch_size": 32}
+    options |= {"use_cpu": encoder.lm.device.type == "cpu", "save_strategy": "no"}
+    options |= {"bf16": dtype == torch.bfloat16, "fp16": dtype == torch.float16}
+    options |= {"report_to": "none", "logging_strategy": "no", "disable_tqdm": True}
+    with tempfile.TemporaryDirectory() as folder:
+        settings = transformers.TrainingArguments(folder, remove_unused_columns=False, **options)
+        collator = transformers.DataCollatorWithPadding(encoder.tokenizer)
+        model = Classifier(encoder, int(y.max()) + 1)
+        data = {"train_dataset": rows, "data_collator": collator}
+        transformers.Trainer(model, settings, **data).train()
+
+
+def train_ours(encoder, texts, y, epochs, dtype):
+    encoder = copy.deepcopy(encoder)
+    encoder.autocast = dtype
+    step1_embed.tune(encoder, texts, y, texts[:8], y[:8], epochs)
+
+
+def bench_step1(args):
+    info, encoder = load_all(args)
+    texts, y, *_ = common.load_english(info)
+    texts, y, epochs = texts[: args.size["rows"]], y[: args.size["rows"]], args.size["epochs"]
+    jobs, peer = {"ours": train_ours}, "plain loop"
+    if importlib.util.find_spec("accelerate"):
+        peer = "Trainer"
+    jobs[peer] = train_by_trainer if peer == "Trainer" else train_plainly
+    for job in jobs.values():
+        job(encoder, texts[:64], y[:64], 1, args.dtype)  # warm-up
+    jobs = {name: partial(job, encoder, texts, y, epochs, args.dtype) for name, job in jobs.items()}
+    spent = take_turns(jobs, min(3, args.size["rounds"]), args.device)
+    for name, seconds in spent.items():
+        print(f"  {name:18s} {len(texts) * epochs / seconds:8.1f} examples/s")
+    return {"step1_ratio": spent[peer] / spent["ours"]}
+
+
+# inside -----------------------------------------------------------------------------------------
+def peak_memory(device):
+    """Peak bytes of this process. Not ru_maxrss where /proc is: on Linux it can be the parent's."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    try:
+        return 1024 * int(re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())[1])
+    except (OSError, TypeError):
+        import resource
+
+        scale = 1 if sys.platform == "darwin" else 1024
+        return scale * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+def distil(encoder, texts, y, held, held_y, epochs):
+    """fit_inside's loop, but all weights of the LM are trained."""
+    optimizer, schedule = common.make_optimizer(encoder.parameters(), 5e-5, epochs * len(y) // 32)
+    generator, rows = torch.Generator().manual_seed(0), encoder.tokenize(texts)
+    for _ in range(epochs):
+        for i, inputs in common.shuffled(encoder, rows, 32, generator, "distil"):
+            loss = F.mse_loss(encoder(inputs), y[i].to(encoder.lm.device))
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+        history = F.mse_loss(encode(encoder, held), held_y).item()
+    return [history]
+
+
+def one_inside(args, whole):
+    """In a process of its own: (seconds an epoch, peak bytes, bytes before the training, held-out MSE)."""
+    info, encoder = load_all(args)
+    english, target, _ = common.load_translated(info, args.lang)
+    n, epochs = min(args.size["pairs"], len(english) * 9 // 10), args.size["epochs"]
+    y = encode(encoder, english[: n + 64])  # e(d), (n + 64, D)
+    parts = target[:n], y[:n], target[n : n + 64], y[n:]
+    if whole:
+        encoder.autocast, train = args.dtype, partial(distil, encoder)
+    else:
+        for parameter in encoder.requires_grad_(False).parameters():
+            parameter.data = parameter.data.to(args.dtype)
+        train = partial(step2_align.fit_inside, common.Inside(encoder.lm), encoder)
+    before, history = peak_memory(args.device), []
+    job = partial(train, *parts, epochs=epochs)
+    seconds = seconds_of(lambda: history.extend(job()), args.device)
+    return seconds / epochs, peak_memory(args.device), before, history[-1]
+
+
+def bench_inside(args):
+    rows = {}
+    for name, whole in (("inside", False), ("whole LM", True)):
+        runs = []
+        for _ in range(min(3, args.size["rounds"])):
+            with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+                runs.append(pool.submit(one_inside, args, whole).result())
+        rows[name] = [statistics.median(column) for column in zip(*runs)]
+        seconds, peak, before, mse = rows[name]
+        memory = f"peak {peak / 1e6:.0f} MB, {before / 1e6:.0f} before training"
+        print(
+            f"  {name:18s} {seconds:8.2f} s an epoch, {memory}; held-out MSE {mse:.3g}", flush=True
+        )
+    ours, theirs = rows.values()
+    return {"inside_ratio": theirs[0] / ours[0], "inside_memory_ratio": theirs[1] / ours[1]}
+
+
+# steps23 and main -------------------------------------------------------------------------------
+def bench_steps23(args):
+    n, dim, device = args.size["points"], 384, args.device
     torch.manual_seed(0)
-    encoder = copy.deepcopy(encoder).requires_grad_(True)
-    model = nn.Sequential(
-        encoder, nn.Dropout(step1_embed.DROPOUT), nn.Linear(encoder.dim, own.classes)
+    x = torch.randn(n + n // 10, dim)  # (N, D), the last tenth held out
+    y = x @ torch.linalg.qr(torch.randn(dim, dim))[0] + 0.3 * torch.randn_like(x)
+    labels = (x[:n, 0] > 0).long()
+    parts = x[:n], y[:n], x[n:], y[n:]
+    jobs = {"fit": lambda: step2_align.fit(common.Aligner("fc", dim).to(device), *parts)}
+    jobs["solve"] = lambda: step2_align.solve("linear", *parts)
+    jobs["heads"] = lambda: step3_head.train_heads(x[:n].to(device), labels, 2)
+    spent = {name: seconds_of(job, device) for name, job in jobs.items()}
+    told = ", ".join(f"{name} {seconds:.2f} s" for name, seconds in spent.items())
+    print(f"  {n} x {dim}: {told}")
+    return {"fit_seconds": spent["fit"], "heads_seconds": spent["heads"]}
+
+
+def bench_main(args):
+    block = re.search(
+        r"```sh\n([^`]*python data/toy\.py.*?)```", (ROOT / "README.md").read_text(), re.S
     )
-    (texts, y), dev = data
-    return step1_embed.tune(model, (encoder.tokenize(texts), y), dev, own)[-1]["dev"]
-
-
-@contextlib.contextmanager
-def clocked(device, places):
-    """Add up the seconds in functions, {name: (owner, attribute)}, while the shipped loop calls them."""
-    seconds = dict.fromkeys(places, 0.0)
-
-    def timed(name, function):
-        def wrapper(*args, **kwargs):
-            sync(device)
+    lines = re.findall(r"^python .*?(?= && \\$|$)", block[1], re.M)
+    own, total = args.data != TOY or args.quick, 0.0
+    with tempfile.TemporaryDirectory() as place:
+        skip = shutil.ignore_patterns(".*", "runs", "toy", "real", "__pycache__")
+        shutil.copytree(ROOT, f"{place}/copy", ignore=skip)
+        for line in lines:
+            command = line.replace("--lang ko", f"--lang {args.lang}").split()[1:]
+            if own and command == ["data/toy.py"]:
+                continue
+            if own and command[0] == "step1_embed.py":
+                command += ["--model", args.model, "--data", args.data, "--task", args.task]
+            if own and "--n" in command:  # all there are, up to the default
+                at = command.index("--n")
+                command[at : at + 2] = []
+            if command[0] != "data/toy.py":
+                command += ["--device", str(args.device), "--amp", args.amp]
             start = time.perf_counter()
-            value = function(*args, **kwargs)
-            sync(device)
-            seconds[name] += time.perf_counter() - start
-            return value
-
-        return wrapper
-
-    with contextlib.ExitStack() as stack:
-        for name, (owner, attribute) in places.items():
-            stack.enter_context(
-                mock.patch.object(owner, attribute, timed(name, getattr(owner, attribute)))
-            )
-        yield seconds
-
-
-def bench_step1(args, size):
-    encoder, info = load_encoder(args.out)
-    data = load_train_dev(info["data"], info["task"], "en", info["labels"])
-    data = tuple(
-        (texts[:n], y[:n]) for (texts, y), n in zip(data, (size["rows"], size["rows"] // 4))
-    )
-    own = argparse.Namespace(
-        epochs=size["epochs"],
-        lr=5e-5,
-        batch=32,
-        seed=0,
-        device=args.device,
-        dtype=args.dtype,
-        classes=len(info["labels"]),
-    )  # step 1's defaults
-    print(
-        f"\nstep1 | {len(data[0][0])} rows of {info['task']}, {len(data[1][0])} dev, {own.epochs} epochs, "
-        f"batch {own.batch} | from embed.pt, so dev accuracy may start high",
-        flush=True,
-    )
-    jobs = {"ours": partial(ours, encoder=encoder, own=own)}
-    if has("accelerate"):
-        jobs["Trainer"] = partial(peers.trainer, encoder=encoder, own=own)
-    warm = tuple((texts[:64], y[:64]) for texts, y in data)
-    seconds, accuracy = best_of(jobs, warm, data, size["repeats"], args.device)
-    for name in jobs:
-        print(
-            f"  {name:10s} {len(data[0][0]) * own.epochs / seconds[name]:8.1f} examples/s, dev accuracy "
-            f"{accuracy[name]:.2%}"
-        )
-    places = dict(
-        forward=(common.Encoder, "forward"),
-        backward=(torch.Tensor, "backward"),
-        clipping=(nn.utils, "clip_grad_norm_"),
-        optimizer=(torch.optim.AdamW, "step"),
-        loop=(step1_embed, "train_epoch"),
-    )
-    no_dev = torch.zeros(len(data[1][0]), encoder.dim)  # forward is to be of the loop alone
-    with (
-        quiet(),
-        mock.patch.object(step1_embed, "encode", return_value=no_dev),
-        clocked(args.device, places) as spent,
-    ):
-        jobs["ours"](data)
-    whole = spent.pop("loop")
-    spent["rest"] = whole - sum(spent.values())
-    print(
-        "  our loop: " + ", ".join(f"{name} {value / whole:.0%}" for name, value in spent.items())
-    )
-    return {"step1_ratio": seconds["Trainer"] / seconds["ours"]} if "Trainer" in jobs else {}
-
-
-# Steps 2, 3 and memory: the shipped scripts on planted embeddings
-def planted(encoder, texts, *_, **__):
-    """In common.encode's place, for texts "<i> en ..." and "<i> xx ...": x_i, or a noisy linear map of it.
-    All of it follows from i, so no table of all rows is held."""
-
-    def normal(rows, seed):
-        return torch.randn(rows, encoder.dim, generator=torch.Generator().manual_seed(seed))
-
-    words = [text[0].split() for text in texts]
-    turn = torch.eye(encoder.dim) + 0.3 / encoder.dim**0.5 * normal(encoder.dim, 0)  # (D, D)
-    rows = [normal(2, int(word[0])) for word in words]
-    x, noise = torch.stack(rows).unbind(1)  # (N, D)
-    x[:, 0] += torch.tensor(
-        [3.0 - 6.0 * (int(word[0]) % 2) for word in words]
-    )  # the label: even or odd
-    return torch.where(
-        torch.tensor([[word[1] == "xx"] for word in words]), x @ turn + 0.3 * noise, x
-    )
-
-
-def make_world(place, pairs, train, dim):
-    """Run folder of a one-layer random encoder of width `dim` with a task of two labels, languages en, xx."""
-    from tokenizers import Tokenizer, models
-
-    words = Tokenizer(models.WordLevel({"<pad>": 0, "<unk>": 1}, unk_token="<unk>"))
-    lm = transformers.BertModel(
-        transformers.BertConfig(
-            vocab_size=2,
-            hidden_size=dim,
-            num_hidden_layers=1,
-            num_attention_heads=1,
-            intermediate_size=8,
-        )
-    )
-    for part in (
-        lm,
-        transformers.PreTrainedTokenizerFast(tokenizer_object=words, pad_token="<pad>"),
-    ):
-        part.save_pretrained(f"{place}/lm")
-    new = range(pairs, pairs + 500)
-    for path, ids, langs in (
-        ("xx/translated", range(pairs), ("en", "xx")),
-        ("en/dev", new, ("en",)),
-        ("en/train", range(train), ("en",)),
-        ("xx/test", new, ("xx",)),
-    ):
-        path = Path(place, "odd", f"{path}.tsv")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        lines = [
-            "\t".join(
-                [("even", "odd")[i % 2], *(f"{i} {lang} {'and words ' * 8}" for lang in langs)]
-            )
-            for i in ids
-        ]  # as long as a sentence is
-        path.write_text(
-            "\n".join(["\t".join(("label", "text", "translation")[: 1 + len(langs)]), *lines])
-        )
-    with quiet():
-        step1_embed.main(
-            [
-                "--model",
-                f"{place}/lm",
-                "--data",
-                place,
-                "--task",
-                "odd",
-                "--epochs",
-                "0",
-                "--out",
-                place,
-                "--device",
-                "cpu",
-                "--amp",
-                "off",
-            ]
-        )
-
-
-def bench_steps23(args, size):
-    """Steps 2, 3 and eval, twice: the second time nothing may be encoded."""
-    n, epochs = size["pairs"], step2_align.EPOCHS
-    print(
-        f"\nsteps23 | {n} pairs x {size['dim']} dimensions, embeddings there | fc: {epochs} epochs",
-        flush=True,
-    )
-    runs = {
-        f"align-xx-{arch}-n{n}": (step2_align, "--n", str(n), "--arch", arch)
-        for arch in ("fc", "linear", "procrustes", "shift")
-    }
-    runs |= {
-        "head-english": (step3_head, "--method", "english"),
-        "head-english-seeds1": (step3_head, "--method", "english", "--seeds", "1"),
-        f"head-langalign-xx-fc-n{n}": (step3_head, "--arch", "fc"),
-        "results": (evaluation,),
-    }
-    seconds, texts = {name: [] for name in runs}, {name: [] for name in runs}
-    with tempfile.TemporaryDirectory() as place:
-        make_world(place, n, n, size["dim"])
-        for turn, name in tqdm(
-            [(t, name) for t in (1, 2) for name in runs], desc="steps 2, 3", leave=False
-        ):
-            script, *flags = runs[name]
-            flags += [
-                "--out",
-                place,
-                "--lang",
-                "xx",
-                "--device",
-                str(args.device),
-                "--amp",
-                args.amp,
-            ]
-            with mock.patch.object(common, "encode", side_effect=planted) as encoded, quiet():
-                script.main(flags)
-            texts[name].append(sum(len(call.args[1]) for call in encoded.call_args_list))
-            if script is not evaluation:
-                kind = name.split("-")[0]
-                seconds[name].append(
-                    common.load(Path(place, f"{name}.pt"), kind, "")["seconds"][kind]
-                )
-    for name, values in seconds.items():
-        print(
-            f"  {name:32s} {', '.join(f'{value:.2f} s' for value in values):20s} texts encoded, first and "
-            f"second run: {', '.join(map(str, texts[name]))}"
-        )
-    best = {name: min(values) for name, values in seconds.items() if values}
-    return {
-        "fc_seconds": best[f"align-xx-fc-n{n}"],
-        "linear_seconds": best[f"align-xx-linear-n{n}"],
-        "heads_ratio": best["head-english"] / best["head-english-seeds1"],
-    }
-
-
-# Not ru_maxrss where there is /proc: on Linux it starts at the parent's. Both count the cache's mapped pages.
-POINT = r"""
-import re, resource, sys, step2_align
-step2_align.EPOCHS = 1                                       # later epochs hold no more
-step2_align.main(sys.argv[1:])
-try:
-    print(1024 * int(re.search(r"VmHWM:\s+(\d+)", open("/proc/self/status").read())[1]))
-except OSError:
-    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024))
-"""
-
-
-def fit_line(n, peaks):
-    """(slope, constant) of the least-squares line through the points."""
-    return np.polyfit(n, peaks, 1).tolist()
-
-
-def bench_memory(args, size):
-    print(
-        f"\nmemory | step 2, fc, {size['dim']} dimensions, on the CPU, a new process a point",
-        flush=True,
-    )
-    points, peaks, own = (
-        size["points"],
-        [],
-        2 * 4 * size["dim"],
-    )  # own: a pair's two fp32 embeddings
-    with tempfile.TemporaryDirectory() as place:
-        make_world(place, max(points), 2_000, size["dim"])
-        cpu, encoder = torch.device("cpu"), load_encoder(place)[0]
-        task = load_task(place, "odd", "en", "train")[0]
-        for n in tqdm(points, desc="memory", unit="point", leave=False):
-            with mock.patch.object(common, "encode", planted):
-                for texts in (*load_translated(place, "odd", "xx", n)[:2], task):
-                    common.Cache(encoder, place, cpu)(texts)  # adds what this n has more
-            flags = [
-                "--out",
-                place,
-                "--lang",
-                "xx",
-                "--n",
-                str(n),
-                "--device",
-                "cpu",
-                "--amp",
-                "off",
-            ]
-            done = subprocess.run(
-                [sys.executable, "-c", POINT, *flags], cwd=ROOT, text=True, capture_output=True
-            )
+            options = {"cwd": f"{place}/copy", "capture_output": True, "text": True}
+            done = subprocess.run([sys.executable, *command], **options)
+            seconds = time.perf_counter() - start
             if done.returncode:
-                raise UserError(
-                    f"step 2 with --n {n} failed: {done.stderr.strip().splitlines()[-1]}"
-                )
-            peaks.append(int(done.stdout.split()[-1]))
-            tqdm.write(f"  n = {n:7d}: peak {peaks[-1] / 1e6:8.1f} MB")
-    slope, constant = fit_line(points, peaks)
-    print(
-        f"  line: {slope:.0f} bytes a pair = {slope / own:.2f} x the {own} of its two embeddings, plus "
-        f"{constant / 1e6:.0f} MB"
-    )
-    return {"bytes_per_row_over_embedding": slope / own}
+                raise UserError(f"{' '.join(command)}: {done.stderr.strip().splitlines()[-1]}")
+            print(f"  {seconds:8.1f} s  {' '.join(command)}", flush=True)
+            total += seconds
+    print(f"  {total:8.1f} s  in all")
+    return {"main_job_seconds": total}
 
 
-PARTS = {
-    "encode": bench_encode,
-    "step1": bench_step1,
-    "steps23": bench_steps23,
-    "memory": bench_memory,
-}
+TOY = str(ROOT / "data" / "toy")
+PARTS = {"encode": bench_encode, "step1": bench_step1, "inside": bench_inside}
+PARTS |= {"steps23": bench_steps23, "main": bench_main}
 
 
-def main(argv=None):
-    args = get_args(argv)
+def processor():
+    """The processor's name, where the system tells it."""
+    info = Path("/proc/cpuinfo")
+    names = re.findall(r"model name\s*: (.*)", info.read_text()) if info.exists() else []
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def main():
+    raw = argparse.RawDescriptionHelpFormatter
+    p = argparse.ArgumentParser(description=__doc__, usage=argparse.SUPPRESS, formatter_class=raw)
+    flag = p.add_argument
+    flag("--only", default=",".join(PARTS), help="parts to run, with commas (default: all)")
+    flag("--quick", action="store_true", help="small sizes; main without building the toy world")
+    flag("--model", help="hub name or folder (default: data/toy/encoder)")
+    flag("--data", default=TOY, help="root of <task>/<lang>/*.tsv (default: data/toy)")
+    flag("--task", default="sentiment", help="folder below --data (default: sentiment)")
+    flag("--lang", default="ko", help="target language (default: ko)")
+    flag("--device", help="cuda, mps or cpu; else the first there is")
+    flag("--amp", choices=("auto", "off", "bf16", "fp16"), default="auto", help="as in step 1")
+    there = str(Path(tempfile.gettempdir(), "langalign-peers"))
+    peers = f"their environment, made if it is not there (default: {there})"
+    flag("--peers", nargs="?", const=there, metavar="FOLDER", help=peers)
+    args = p.parse_args()
+    args.only = args.only.split(",")
+    if not set(args.only) <= set(PARTS):
+        raise UserError(f"--only {','.join(args.only)}: give some of {','.join(PARTS)}")
+    args.size = QUICK if args.quick else FULL
+    args.data = str(Path(args.data).resolve())
+    args.model = args.model or f"{TOY}/encoder"
+    if Path(args.model).is_dir():
+        args.model = str(Path(args.model).resolve())
     args.device, args.dtype, machine = common.pick_device(args)
-    if args.threads:
-        torch.set_num_threads(args.threads)
-    there = [name for name in ("sentence_transformers", "accelerate", "datasets") if has(name)]
-    print(
-        f"bench | {machine} | {torch.get_num_threads()} threads | torch {torch.__version__}, transformers "
-        f"{transformers.__version__} | peers: {' '.join(there) or 'none'}",
-        flush=True,
-    )
-    if args.peer:
-        return peers.bench_peer(args)
-    found, size = dict.fromkeys(RESULTS), dict(QUICK if args.quick else FULL)
-    size |= {"dim": args.dim or size["dim"]}
-    size |= {"points": args.points or size["points"]}
-    for part in args.only:
-        found |= PARTS[part](args, size)
-    print(json.dumps({key: value and float(f"{value:.5g}") for key, value in found.items()}))
+    versions = f"torch {torch.__version__}, transformers {transformers.__version__}"
+    cores = f"{os.cpu_count()} cores, {torch.get_num_threads()} threads"
+    print(f"bench | {processor()}, {cores} | {machine} | {versions}", flush=True)
+    found = dict.fromkeys(KEYS)
+    for name in args.only:
+        print(f"{name} | {args.model}", flush=True)
+        found |= PARTS[name](args)
+    print(json.dumps({key: value and float(f"{value:.4g}") for key, value in found.items()}))
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 import transformers as hf
-from conftest import WORDS, cipher, main, make_encoder, make_tokenizer, write
+from conftest import WORDS, cipher, main, make_tokenizer, write
 from safetensors.torch import load_file, save_file
 
 import common
@@ -341,19 +341,6 @@ def test_a_broken_model_is_refused_before_training(world, tmp_path, fault, words
     where = "--data", world.data, "--task", "reviews", "--out", tmp_path / "runs"
     refused(lambda: main("step1_embed.py", "--model", model, *where), "--model", model, words)
     assert not (tmp_path / "runs").exists()
-
-
-@pytest.mark.parametrize("kind, room", [("xlm-roberta", 64), ("bert", 66), ("mpnet", 64)])
-def test_text_is_cut_to_the_position_table(tmp_path, kind, room):
-    """66 positions, of which RoBERTa's and MPNet's begin behind the padding id, 1."""
-    folder = make_encoder(tmp_path, kind)
-    path = folder / "tokenizer_config.json"
-    path.write_text(
-        re.sub(r'"model_max_length": \d+', '"model_max_length": 9999', path.read_text())
-    )
-    encoder = load_pretrained(folder, max_len=512)
-    assert encoder.max_len == room
-    assert encode(encoder, [" ".join(WORDS * 5)]).isfinite().all()
 
 
 def test_an_embedding_that_is_not_finite_is_named_by_its_text(encoder):

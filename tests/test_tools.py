@@ -8,7 +8,6 @@ import json
 import os
 import random
 import re
-import subprocess
 import sys
 import threading
 import time
@@ -86,12 +85,6 @@ def test_encodings_and_composed_text(go):
         written = text if args else unicodedata.normalize("NFD", text)
         rows = go(written.encode(encoding), "--force", *args)
         assert rows == [["좋음", "새 영화"], ["나쁨", "옛 영화"]]
-
-
-def test_json_lists_and_lines(go):
-    rows = [{"stars": 5, "text": "a\tb\u2028c"}, {"text": None, "stars": 1}]
-    for text in (json.dumps(rows), "\n".join(map(json.dumps, rows))):
-        assert go(text.encode(), "--force", name="a.json") == [["5", "a b c"]]
 
 
 def test_rows_are_renamed_dropped_and_counted(go, capsys):
@@ -424,22 +417,6 @@ def work(data, task="mood"):
     return [source for line in lines for source, *_ in json.loads(line).get("chunk", [])]
 
 
-@pytest.mark.parametrize(
-    "name, source, target",
-    [("m2m", "__en__", "__ko__"), ("nllb", "eng_Latn", "kor_Hang"), ("marian", ">>kor<<", None)],
-)
-def test_source_and_target_carry_the_models_language_tokens(hub, name, source, target):
-    args = ["--data", "d", "--task", "t", "--lang", "ko", "--model", hub[name], *FAST]
-    translator = translate.Translator(translate.get_args(args), torch.device("cpu"), None)
-    made, generate = [], translator.model.generate
-    translator.model.generate = lambda **kw: made.append(generate(**kw)) or made[-1]
-    rows = translator.tokenize(["the film was bad", "a very good room"])
-    together, tokens = translator.generate(rows), translator.tokenizer.convert_ids_to_tokens
-    assert all(tokens(row["input_ids"])[0] == source for row in rows)
-    assert target in (None, tokens(made[0][0].tolist())[1]) and source not in str(together)
-    assert together == [translator.generate([row])[0] for row in rows]  # padding changes nothing
-
-
 def test_a_larger_n_translates_the_rest_and_begins_with_the_smaller(hub, data):
     small = run(data, "--model", hub["m2m"], "--n", 10, *FAST)
     large = run(data, "--model", hub["m2m"], "--n", 20, *FAST)
@@ -471,16 +448,6 @@ def test_a_run_killed_in_the_middle_of_a_line_goes_on_to_the_same(hub, data, mon
     assert path.suffix == ".jsonl" and len(path.read_bytes().split(b"\n")) == 4
     assert run(data, *args) == whole and len(calls) == 3 + 3 + 1  # the rest, and what was written
     assert run(data, *args) == whole and len(calls) == 8  # no record was glued to the half line
-
-
-def test_a_file_of_another_model_or_hand_is_not_replaced(hub, data):
-    args = ["--data", data, "--task", "mood", "--lang", "ko", "--n", 10, *FAST, "--model"]
-    ours = run(data, *args[6:], hub["m2m"])
-    refuse(translate.main, *args, hub["nllb"], match="not made by this model .*--force")
-    with open(data / "mood/ko/translated.tsv", "a") as file:
-        file.write("good\tby hand\tmine\n")
-    refuse(translate.main, *args, hub["m2m"], match="changed since; move it away, or .*--force")
-    assert run(data, *args[6:], hub["m2m"], "--force") == ours
 
 
 def exchange(data, task, n, change=lambda rows: rows):
@@ -538,43 +505,3 @@ def test_a_checkpoint_without_some_weights_is_refused(hub, data, tmp_path):
     args = ["--data", data, "--task", "mood", "--lang", "ko", "--model", folder, *FAST]
     refuse(translate.main, *args, match="lacks 26 of the model's weights, .*model.decoder.layers.1")
     assert not (data / "mood/ko").exists()
-
-
-def test_madlads_weights_are_read_as_they_are(tmp_path):
-    """Embeddings under the decoder's name, an untied head: transformers before 5.18 mixed them up."""
-    config = hf.T5Config(vocab_size=50, d_model=16, d_kv=8, d_ff=32, num_layers=1, num_heads=2)
-    hf.T5ForConditionalGeneration(config).save_pretrained(tmp_path)
-    word_tokenizer("<2en>", "<2ko>").save_pretrained(tmp_path)
-    weights = load_file(tmp_path / "model.safetensors")
-    weights["decoder.embed_tokens.weight"] = weights.pop("shared.weight")
-    weights["lm_head.weight"] = torch.randn(50, 16)
-    save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
-    model, tokenizer = translate.load_model(str(tmp_path))
-    assert translate.language_tokens(tokenizer) == ({"en": "<2en>", "ko": "<2ko>"}, True)
-    embeddings = weights["decoder.embed_tokens.weight"]
-    assert torch.equal(model.encoder.embed_tokens.weight, embeddings)
-    assert torch.equal(model.lm_head.weight, weights["lm_head.weight"])
-
-
-def test_a_made_up_tokenizer_and_a_missing_package_are_said(hub, data, monkeypatch):
-    args = ["--data", data, "--task", "mood", "--lang", "ko", *FAST, "--model", hub["m2m"]]
-    write(data / "mood/en/train.tsv", ["label", "text"], ["x", "words unknown"], ["x", "to it"])
-    refuse(translate.main, *args, match="most words are unknown .*pip install")
-
-    def missing(*args, **options):
-        raise ValueError("`tiktoken` is required to read a `tiktoken` file.")
-
-    monkeypatch.setattr(translate.AutoTokenizer, "from_pretrained", missing)
-    refuse(translate.main, *args, match="pip install sentencepiece protobuf")
-
-
-def test_printed_commands_parse_and_a_mistake_exits_with_2(tmp_path):
-    readme = (ROOT / "data/README.md").read_text(encoding="utf-8")
-    for tool in (prepare, translate):
-        name = Path(tool.__file__).name
-        found = re.findall(rf"^ +python data/{name} ([^#\n]+)", tool.__doc__ + readme, re.MULTILINE)
-        assert len(found) > 3 and all(tool.get_args(command.split()) for command in found)
-    script = [sys.executable, str(ROOT / "data/convert.py"), "no.csv", "--text=t", "--out=a/b/c"]
-    done = subprocess.run(script, cwd=tmp_path, capture_output=True, text=True, check=False)
-    assert done.returncode == 2 and "error: no.csv: no such file" in done.stderr
-    assert len(done.stderr.splitlines()) == 1
