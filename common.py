@@ -63,7 +63,12 @@ class Encoder(nn.Module):
         lm.pooler = None  # BERT's own: unused here
         self.lm, self.tokenizer, self.pool, self.dim = lm, tokenizer, pool, lm.config.hidden_size
         self.max_len = min(max_len, tokenizer.model_max_length)
-        self.autocast, self.inside, self.digest = None, None, ""  # set by tune, on(), loading
+        self.autocast, self.batch_tokens, self.inside, self.digest = (
+            None,
+            None,
+            None,
+            "",
+        )  # set later
 
     def forward(self, batch):
         """A batch of `pad` -> (B, D) fp32."""
@@ -73,8 +78,9 @@ class Encoder(nn.Module):
 
     def tokenize(self, texts):
         """Texts -> a list of {"input_ids": [...], "attention_mask": [...], ...}, cut to max_len."""
-        if not texts:
-            return []
+        texts = [(text,) if isinstance(text, str) else text for text in texts]
+        if len({len(text) for text in texts}) != 1:
+            raise TypeError("give texts, or pairs (text, text_b), not both")
         columns = [list(column) for column in zip(*texts)]  # first texts, maybe second texts
         out = self.tokenizer(*columns, truncation=True, max_length=self.max_len)
         return [dict(zip(out, values)) for values in zip(*out.values())]
@@ -86,7 +92,7 @@ def pad(rows, tokenizer, device):
 
 
 def batches(lengths, budget):
-    """Row numbers in batches of at most `budget` tokens, longest first: memory runs out at once or not."""
+    """Row numbers in batches of at most `budget` tokens, longest first: the first needs most memory."""
     order = np.argsort(-np.asarray(lengths), kind="stable").tolist()
     while order:
         size = max(1, budget // max(1, lengths[order[0]]))
@@ -113,16 +119,15 @@ def make_optimizer(weights, lr, steps, weight_decay=0.0):
 
 
 @torch.no_grad()
-def encode(encoder, texts, batch_tokens=None, progress="encode", place="text ", first=1):
+def encode(encoder, texts, progress="encode", place="text ", first=1):
     """Texts or (text, text_b) pairs -> (N, D) fp32 on the CPU, in their order. Under torchrun a rank does
     its share and gets all. UserError with the place of a text whose embedding is not finite."""
     if isinstance(texts, str):
         raise TypeError(f"give a list of texts, not the bare string {texts[:30]!r}")
-    texts = [(text,) if isinstance(text, str) else text for text in texts]
     encoder.eval()
     mine = range(RANK, len(texts), WORLD)
-    rows = encoder.tokenize([texts[i] for i in mine])
-    budget = batch_tokens or BATCH_TOKENS.get(encoder.lm.device.type, 16_384)
+    rows = encoder.tokenize([texts[i] for i in mine]) if mine else []
+    budget = encoder.batch_tokens or BATCH_TOKENS.get(encoder.lm.device.type, 16_384)
     cut = list(batches([len(row["input_ids"]) for row in rows], budget))
     out = torch.zeros(len(texts), encoder.dim, device=encoder.lm.device)
     for index in bar(cut, desc=progress):
@@ -150,7 +155,6 @@ ARCHES = *DEPTH, *CLOSED, "inside"
 
 class Aligner(nn.Module):
     """A(x) = f((x - mean_x) / scale_x) * scale_y + mean_y, embeddings (N, D) -> (N, D).
-
     fc: f is `depth` linear layers of `width` (None: D), ReLU and dropout between (paper).
     ae: f has `depth` layers down to a bottleneck of `width` (None: D / 2) and as many up (paper).
     linear, procrustes: f is one matrix; shift: f(x) = x (not in the paper; step2_align.solve).
@@ -187,8 +191,8 @@ class Aligner(nn.Module):
 
 
 class Inside(nn.Module):
-    """A inside the frozen LM (ours): in every linear layer W h becomes W h + B A h, LoRA of `rank` R
-    (Hu et al. 2021), B zero at the start. Outside of `with inside.on(encoder):` the LM is as it was."""
+    """A inside the frozen LM (ours): in every linear layer W h becomes W h + B A h, LoRA's B and A of
+    `rank` R (Hu et al. 2021), B zero at the start. Outside of `with inside.on(encoder):` the LM is as it was."""
 
     def __init__(self, lm, rank=8):
         super().__init__()
@@ -281,8 +285,8 @@ def describe_task(data, task):
     looks = {re.sub(r"^\s+|\s+$|[\u200b-\u200d\ufeff]", "", look) for look in looks}
     if len(looks) < max(2, len(labels)) or "" in looks:
         raise UserError(f"{path}: labels {labels}: give two or more, none empty, no look-alikes")
-    many = len(labels) > max(2, len(rows) / 10)
-    warn_if(many, f"{path}: {len(labels)} classes in {len(rows)} rows; is the label column first?")
+    told = f"{path}: {len(labels)} classes in {len(rows)} rows; is the label column first?"
+    warn_if(len(labels) > max(2, len(rows) / 10), told)
     return {"data": str(data), "task": task, "labels": labels, "pair": len(rows[0]) == 3}
 
 
@@ -375,8 +379,8 @@ def load(path, kind, lm=None):
             return content
     except Exception as err:  # zip and pickle readers raise their own
         why = getattr(err, "strerror", None) or "damaged"
-    make = MAKES.get(kind, "the script again, after deleting it")
-    raise UserError(f"{path}: {why}; make it with the same flags: python {make}")
+    make = f"make it with the same flags: python {MAKES[kind]}" if kind in MAKES else "delete it"
+    raise UserError(f"{path}: {why}; {make}")
 
 
 def file_name(kind, lang, method, arch=None, n=None, residuals=False, **options):
@@ -437,28 +441,27 @@ def load_encoder(out="runs", device="cpu", dtype=None, data=None):
 class Cache:
     """Embeddings of one frozen LM on disk, found by the text, so that n=20000 after n=5000 costs 15,000."""
 
-    def __init__(self, encoder, out, batch_tokens=None):
-        self.encoder, self.batch_tokens, self.rows = encoder, batch_tokens, {}  # rows: key -> (D,)
-        inside = encoder.inside.digest[:16] if encoder.inside else "plain"
-        name = f"{encoder.digest[:16]}-{inside}-{str(encoder.lm.dtype)[6:]}"
-        self.folder = Path(out, "cache", name)  # of files that never change
-        for path in sorted(self.folder.glob("*.pt")):
-            art = load(path, "cache", encoder.digest)
-            self.rows.update(zip(art["keys"], art["embeddings"]))
+    def __init__(self, encoder, out):
+        self.encoder, self.out = encoder, out
 
     def __call__(self, texts, progress="encode"):
-        """Texts -> (N, D) fp32, encoded now or before."""
+        """Texts -> (N, D) fp32, encoded now or before; with an Inside on, those of e_A."""
+        inside = self.encoder.inside.digest[:16] if self.encoder.inside else "plain"
+        name = f"{self.encoder.digest[:16]}-{inside}-{str(self.encoder.lm.dtype)[6:]}"
+        folder, rows = Path(self.out, "cache", name), {}  # files never change; rows: key -> (D,)
+        for path in sorted(folder.glob("*.pt")):
+            art = load(path, "cache", self.encoder.digest)
+            rows.update(zip(art["keys"], art["embeddings"]))
         keys = [digest_of("\t".join(text).encode())[:32] for text in texts]
         text_of = dict(zip(keys, texts))
-        new = [key for key in text_of if key not in self.rows]
+        new = [key for key in text_of if key not in rows]
         for start in range(0, len(new), SHARD * WORLD):  # a fixed cut: a killed run goes on alike
             part = new[start : start + SHARD * WORLD]
-            part_texts = [text_of[key] for key in part]
-            embeddings = encode(self.encoder, part_texts, self.batch_tokens, progress)
-            path = self.folder / f"{digest_of(*map(str.encode, part))[:32]}.pt"
+            embeddings = encode(self.encoder, [text_of[key] for key in part], progress)
+            path = folder / f"{digest_of(*map(str.encode, part))[:32]}.pt"
             save(path, "cache", lm=self.encoder.digest, keys=part, embeddings=embeddings)
-            self.rows.update(zip(part, embeddings))
-        return torch.stack([self.rows[key] for key in keys])
+            rows.update(zip(part, embeddings))
+        return torch.stack([rows[key] for key in keys])
 
 
 # Command line -----------------------------------------------------------------------------------
@@ -481,7 +484,7 @@ def make_parser(doc, step):
     p = argparse.ArgumentParser(description=doc, usage=argparse.SUPPRESS, formatter_class=raw)
     flag = p.add_argument
     flag("--out", default="runs", help="folder of one LM and task's files (default: runs)")
-    flag("--seed", type=int, default=0, help="of weights and order (default: 0)")
+    flag("--seed", type=int, default=0, help="of weights and order, of A in step 3 (default: 0)")
     flag("--device", help="cuda, cuda:1, mps or cpu; else the first there is")
     amp = "of the LM (default: bf16 where it is native, else fp16 on CUDA, else off: fp32)"
     flag("--amp", choices=("auto", "off", "bf16", "fp16"), default="auto", help=amp)
@@ -490,7 +493,7 @@ def make_parser(doc, step):
         flag("--data", help="root of the data, if it moved since step 1")
         flag("--lang", required=step == 2, help="target language, a folder beside en, e.g. ko")
         flag("--arch", choices=ARCHES, default="fc", help="A: fc and ae are the paper's")
-        flag("--n", type=int, help="pairs (default in step 2: 20,000 or all; then: of the file)")
+        flag("--n", type=int, help="pairs (default: 20,000 or all; of a file of step 2: its own)")
     if step > 2:
         flag("--method", choices=METHODS, default="langalign", help="what the head learns from")
         flag("--residuals", action="store_true", help="langalign: head on A(x) + r, ours")

@@ -73,9 +73,8 @@ def evaluate(lang, heads, encoder, embed, info, split="test"):
     for variant, hit in hits.items():
         gains = (hit.mean(0) - english).numpy()  # (N,)
         record = dict(zip(FIELDS, variant)) | shared | {"heads": len(hit), "gain": gains.mean()}
-        record["accuracy"] = hit.mean().item()
-        record["accuracy_std"] = hit.mean(1).std(correction=0).item()
-        records.append(record | {"interval": bootstrap(gains, premises)})
+        record |= {"accuracy": hit.mean().item(), "interval": bootstrap(gains, premises)}
+        records.append(record | {"accuracy_std": hit.mean(1).std(correction=0).item()})
     return records
 
 
@@ -116,8 +115,8 @@ def predict(source, file, head, encoder, args):
     rows, done = read_texts(source, file, 1 + head["pair"]), 0
     try:
         while texts := list(itertools.islice(rows, CHUNK)):
-            here = {"place": f"{file}:", "first": done + 1, "batch_tokens": args.batch_tokens}
-            out = logits_of(head, encoder, partial(encode, encoder, **here), texts)
+            embed = partial(encode, encoder, place=f"{file}:", first=done + 1)
+            out = logits_of(head, encoder, embed, texts)
             for text, row in zip(texts, out.softmax(2).mean(0).tolist()):  # (N, C)
                 numbers = [f"{p:.4f}" for p in (row if args.all else [max(row)])]
                 line = [head["labels"][row.index(max(row))], *numbers]
@@ -125,7 +124,7 @@ def predict(source, file, head, encoder, args):
             sys.stdout.flush()
             done += len(texts)
     except (KeyboardInterrupt, UserError) as err:
-        raise UserError(f"{err or 'stopped'}; {done} lines are labelled")
+        raise UserError(f"{str(err) or 'stopped'}; {done} lines are labelled")
 
 
 def main():
@@ -137,9 +136,9 @@ def main():
     flag("--all", action="store_true", help="with --predict: a column for each label, and a header")
     flag("--text", action="store_true", help="with --predict: repeat the text as the last column")
     args = p.parse_args()
-
     device, dtype, machine = pick_device(args)
     encoder, info = load_encoder(args.out, device, dtype, args.data)
+    encoder.batch_tokens = args.batch_tokens
     if args.predict:
         flags = {name: getattr(args, name) for name in ("method", "arch", "n", "residuals", "seed")}
         head = load_head(args.out, encoder, args.lang, args.head, **flags)
@@ -148,15 +147,15 @@ def main():
         with open(file, encoding="utf-8-sig", **decoding) as source:  # Mac line ends are ends, too
             return predict(source, args.predict, head, encoder, args)
 
-    def embed(texts):
-        return Cache(encoder, args.out, args.batch_tokens)(texts, f"encode {args.split}")
-
+    embed = Cache(encoder, args.out)
     paths = sorted(Path(args.out).glob("head-*.pt"), key=lambda path: len(path.name))
-    heads = [load(path, "head", encoder.digest) for path in paths]  # defaults first
+    there = [load(path, "head") for path in paths]  # defaults first
+    heads = [head for head in there if head["lm"] == encoder.digest]
+    warn_if(len(heads) < len(there), "heads of another LM or task are left out: make them again")
     heads.sort(key=lambda head: (METHODS.index(head["method"]), head["n"] or 0))
-    if not heads or heads[0]["method"] != "english":
-        raise UserError(f"{args.out}: no heads; python step3_head.py --out {args.out} makes them")
     langs = [args.lang] if args.lang else sorted({head["lang"] for head in heads} - {""})
+    if not langs or not heads or heads[0]["method"] != "english":
+        raise UserError(f"{args.out}: no heads; python step3_head.py --out {args.out} makes them")
     say(f"eval | {machine} | {len(heads)} heads | {' '.join(langs)}")
     results = []
     for lang in langs:

@@ -27,7 +27,7 @@ DROPOUT = 0.1  # between embedding and labels; ours
 def tune(encoder, texts, y, dev_texts, dev_y, epochs=3, lr=5e-5, batch=32, seed=0):
     """Fine-tune e(.) through a linear layer to labels y (N,) (paper, Step 1). Keeps the best epoch on dev."""
     torch.manual_seed(seed)
-    for table in encoder.lm.modules():  # word embeddings: other languages' words stay as known
+    for table in encoder.lm.modules():  # word embeddings (ours): other languages' stay as they are
         if isinstance(table, nn.Embedding) and table.num_embeddings >= len(encoder.tokenizer):
             table.requires_grad_(False)
     head = nn.Linear(encoder.dim, int(y.max()) + 1)
@@ -82,7 +82,7 @@ def main():
     info = describe_task(args.data, args.task)
     texts, y, dev_texts, dev_y = load_english(info)
     encoder = load_pretrained(args.model, args.pool, args.max_len).to(device)
-    encoder.autocast = dtype
+    encoder.autocast, encoder.batch_tokens = dtype, args.batch_tokens
     rows = encoder.tokenize(texts)
     lengths = [len(row["input_ids"]) for row in rows]
     unknown = sum(row["input_ids"].count(encoder.tokenizer.unk_token_id) for row in rows)
@@ -95,18 +95,18 @@ def main():
         raise UserError(f"--model {args.model}: {why}")
     Path(args.out).mkdir(parents=True, exist_ok=True)
     tempfile.TemporaryFile(dir=args.out).close()  # a read-only folder fails now, not after training
-
     counts = dict(zip(info["labels"], y.bincount().tolist()))
     size = sum(p.numel() for p in encoder.parameters()) / 1e6
     say(f"step 1 | {machine} | {args.model}, {size:.1f}M parameters, {args.epochs} epochs")
     say(f"{args.task}: {len(y)} English rows, labels {counts}; {len(dev_y)} dev rows")
     cut = sum(length >= encoder.max_len for length in lengths)
-    warn_if(cut, f"{cut} texts have more than {encoder.max_len} tokens: only their start is read")
+    warn_if(cut, f"{cut} texts have {encoder.max_len} tokens or more: only these are read")
     options = {"epochs": args.epochs, "lr": args.lr, "batch": args.batch, "seed": args.seed}
     history = tune(encoder, texts, y, dev_texts, dev_y, **options) if args.epochs else []
     info |= {"pool": args.pool, "max_len": encoder.max_len, "history": history, **options}
     folder, fresh = Path(args.out, "encoder"), Path(args.out, ".encoder.tmp")
     if RANK == 0:
+        shutil.rmtree(fresh, ignore_errors=True)  # of a killed run
         encoder.tokenizer.model_max_length = encoder.max_len
         try:
             encoder.tokenizer.save_pretrained(fresh)

@@ -28,7 +28,7 @@ WARN_GAP = 0.15  # above: pairs of another domain; the task's own have 0.02, oth
 # The paper: FC or AE, trained by Eq. 1 ----------------------------------------------------------
 def fit(aligner, x, y, held_x, held_y, epochs=30, lr=1e-3, batch=128, weight_decay=1.0, seed=0):
     """Minimise Eq. 1, the squared error between A(x) and y (paper, Step 2): x = e(d_en), y = e(T(d_en)),
-    both (N, D); swapped for Rev-LangAlign. Keeps the epoch of the best held-out MSE; returns them."""
+    both (N, D); swapped for Rev-LangAlign. Keeps the best epoch; returns the held-out MSE of each."""
     torch.manual_seed(seed)  # of dropout
     x, y = x.to(aligner.mean_x.device), y.to(aligner.mean_x.device)
     aligner.mean_x, aligner.scale_x = x.mean(0), x.std(0).clamp_min(1e-6)
@@ -61,7 +61,7 @@ def solve(arch, x, y, held_x, held_y):
     shift       W = I: the difference of the means
     procrustes  W orthogonal, from the SVD of X^T Y (Schonemann 1966)
     linear      W = I + (X^T X + r I)^-1 X^T (Y - X), ridge toward the identity: what few pairs cannot
-                tell stays as it is; r by held-out MSE"""
+                tell stays as it is; r, a share of the mean eigenvalue, by held-out MSE"""
     if arch not in CLOSED:
         raise ValueError(f"arch {arch!r} is none of {', '.join(CLOSED)}")
     aligner = Aligner(arch, x.shape[1])
@@ -84,7 +84,7 @@ def solve(arch, x, y, held_x, held_y):
 # Ours: A inside the frozen LM -------------------------------------------------------------------
 def fit_inside(inside, encoder, texts, y, held, held_y, epochs=None, lr=1e-3, batch=32, seed=0):
     """Minimise Eq. 1 reversed, |e_A(T(d)) - e(d)|^2, where e_A is the frozen LM with A in it: texts T(d),
-    y = e(d) (N, D). epochs None: 4, more for few pairs. Returns the held-out MSE after each."""
+    y = e(d) (N, D). epochs None: 4, more for few pairs; the last is kept. Returns held-out MSEs."""
     model = inside.to(encoder.lm.device)
     model = model if WORLD == 1 else torch.nn.parallel.DistributedDataParallel(model)
     steps = -(-len(texts) // batch)  # an epoch
@@ -92,7 +92,6 @@ def fit_inside(inside, encoder, texts, y, held, held_y, epochs=None, lr=1e-3, ba
     optimizer, schedule = make_optimizer(inside.parameters(), lr, epochs * steps, 0.01)
     scaler = torch.amp.GradScaler(encoder.lm.device.type, enabled=encoder.lm.dtype == torch.float16)
     generator, rows = torch.Generator().manual_seed(seed), encoder.tokenize(texts)
-
     history = []
     for epoch in range(1, epochs + 1):
         for i, inputs in shuffled(encoder, rows, batch, generator, f"inside {epoch}/{epochs}"):
@@ -115,8 +114,8 @@ def measure(predicted, y, mean):
     r2 = 1 - mse / F.mse_loss(mean.expand_as(y), y).item()
     similarity = F.normalize(predicted[:MOST], dim=1) @ F.normalize(y[:MOST], dim=1).T  # (N, N)
     p1 = (similarity.argmax(1) == torch.arange(len(similarity))).float().mean().item()
-    variance = (predicted.var(0).sum() / y.var(0).sum()).item()
-    return {"mse": mse, "cosine": cosine, "r2": r2, "p1": p1, "variance": variance}
+    spread = (predicted.var(0).sum() / y.var(0).sum()).item()
+    return {"mse": mse, "cosine": cosine, "r2": r2, "p1": p1, "variance": spread}
 
 
 def report(predicted, x, y, mean):
@@ -145,14 +144,13 @@ def main():
     # e(.), frozen, and e(d_en), e(T(d_en)) of the pairs, (n, D)
     device, dtype, machine = pick_device(args)
     encoder, info = load_encoder(args.out, device, dtype, args.data)
-    cache = Cache(encoder, args.out, args.batch_tokens)
+    encoder.batch_tokens, cache = args.batch_tokens, Cache(encoder, args.out)
     english, target, _ = load_translated(info, args.lang, args.n)
     train, held = hold_out(english)
     say(f"step 2 | {machine} | en-{args.lang}: {len(train)} pairs + {len(held)} held out")
     x, y = cache(english, "encode en"), cache(target, f"encode {args.lang}")
     task, _ = load_task(info, "en", "train")
-    task = [task[i] for i in fixed_order(len(task))[:MOST]]
-    task = cache(task, "encode task")
+    task = cache([task[i] for i in fixed_order(len(task))[:MOST]], "encode task")
 
     text, count = Counter(target).most_common(1)[0]
     shared = f"{count} rows share a translation, {text[0][:30]!r}; {len(set(target))} are different"
@@ -165,7 +163,6 @@ def main():
     warn_if(gap > WARN_GAP, "the pairs are far from the task's text: expect little or no gain")
     warn_if(gap_y < 0.8 * gap, "the translations are nearer to the task's text: columns swapped?")
 
-    # A
     if reverse:
         x, y = y, x
     parts = x[train], y[train], x[held], y[held]
@@ -175,7 +172,7 @@ def main():
         texts, held_texts = [target[i] for i in train], [target[i] for i in held]
         fit_inside(aligner, encoder, texts, y[train], held_texts, y[held], seed=args.seed)
         with aligner.on(encoder):
-            predicted = encode(encoder, held_texts, args.batch_tokens)
+            predicted = encode(encoder, held_texts)
     else:
         if args.arch in CLOSED:
             aligner = solve(args.arch, *parts)
@@ -183,8 +180,7 @@ def main():
             aligner = Aligner(args.arch, encoder.dim).to(device)
             fit(aligner, *parts, seed=args.seed)
         predicted = aligner.map(x[held])
-    size = sum(p.numel() for p in aligner.parameters())
-    say(f"A: {args.arch}{', target to English' if reverse else ''}, {size:,} parameters")
+    say(f"A: {args.arch}, {sum(p.numel() for p in aligner.parameters()):,} parameters")
     numbers = report(predicted, x[held], y[held], y[train].mean(0))
 
     told = {"lang": args.lang, "method": "rev" if reverse else "langalign", "arch": args.arch}

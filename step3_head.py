@@ -4,8 +4,8 @@
     python step3_head.py --lang ko --residuals           # ours: head on A(e(d_en)) + r
     python step3_head.py --lang ko --method rev          # Rev-LangAlign: A at inference, of --reverse
 
-Baselines for --method: english (always made along), native rows, translated rows, mixed (these, and
-English of the others), centred (English moved onto the mean of --unlabelled target text).
+Baselines (--method): english; native: labelled target rows; translated: translations and their labels;
+mixed: these, and English without one; centred: English moved onto the mean of --unlabelled text.
 Reads   <out>/ of step 1, for langalign and rev an aligner of step 2, and <data>/<task>/.
 Writes  <out>/head-<lang>-....pt: what inference needs besides encoder/ and embed.pt; head-english.pt.
 Expect  TODO
@@ -20,12 +20,11 @@ from common import HEADS, Cache, UserError, bar, build_aligner, file_name, find,
 from common import load_encoder, load_english, load_task, load_translated, logits, make_parser
 from common import pick_device, read_lines, run, save, say, warn_if
 
-EPOCHS, STEPS, BATCH = 10, 2_000, 64  # epochs and steps: both at least, for few rows; ours
+EPOCHS, STEPS, BATCH = 10, 2_000, 64  # at least so many epochs and steps, for few rows; ours
 
 
 def train_heads(x, y, classes, residuals=None, seeds=range(5), l2=0.05, lr=1e-3):
     """S linear heads at once, one a seed: cross-entropy + l2 |w|^2 on embeddings x (N, D), labels y (N,).
-
     residuals (M, D): to a row of x a random one of them is added, drawn anew in each epoch.
     Returns {"weight": (S, C, D), "bias": (S, 1, C), "mean": (D,), "scale": (D,)} for common.logits."""
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
@@ -80,13 +79,14 @@ def training_rows(method, args, info):
 
 def make_head(method, args, encoder, info, heads=None):
     """Train the heads of one method, or take `heads`; report them, write their file, return them."""
-    cache = Cache(encoder, args.out, args.batch_tokens)
+    cache = Cache(encoder, args.out)
     texts, y, n = training_rows(method, args, info)
     _, _, dev_texts, dev_y = load_english(info)
     x, dev_x, arch, residuals = cache(texts), cache(dev_texts, "encode dev"), None, None
     if method == "centred":
         unlabelled = [tuple(line.split("\t")) for line in read_lines(args.unlabelled)]
-        x = x - x.mean(0) + cache(unlabelled, "encode unlabelled").mean(0)
+        way = cache(unlabelled, "encode unlabelled").mean(0) - x.mean(0)  # (D,)
+        x, dev_x = x + way, dev_x + way
     if method in ("langalign", "rev"):
         name = {"lang": args.lang, "method": method, "arch": args.arch, "seed": args.seed}
         art = load(find(args.out, "align", args.n or "*", **name), "align", encoder.digest)
@@ -135,6 +135,7 @@ def main():
 
     device, dtype, machine = pick_device(args)
     encoder, info = load_encoder(args.out, device, dtype, args.data)
+    encoder.batch_tokens = args.batch_tokens
     say(f"step 3 | {machine} | {args.seeds} linear heads, LM and A frozen")
     english = make_head("english", args, encoder, info)
     if args.method != "english":
