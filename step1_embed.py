@@ -6,7 +6,7 @@
 
 Reads   <data>/<task>/en/{train,dev}.tsv (formats: data/README.md) and a Hugging Face encoder.
 Writes  <out>/encoder/, a plain Hugging Face folder, and <out>/embed.pt: labels, task, place of data.
-Expect  TODO
+Expect  98 to 99% of the toy world's English dev rows right, majority class 50%; seconds: tests/README.md.
 """
 
 import copy

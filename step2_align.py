@@ -6,7 +6,7 @@
 
 Reads   <out>/ of step 1 and <data>/<task>/<lang>/translated.tsv (formats: data/README.md).
 Writes  <out>/align-<lang>-<arch>-n<n>.pt and embeddings under <out>/cache/.
-Expect  no warning; TODO
+Expect  no warning; on the toy world R^2 0.82, P@1 36% (identity: 0%) for Korean.
 """
 
 import copy

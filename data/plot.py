@@ -3,7 +3,7 @@
     python data/plot.py runs/nusax0 runs/nusax1 --out data/langalign.svg
 
 Reads   experiments.json of each run folder, as data/experiments.py writes it.
-Writes  an SVG: a line a method, the mean over run folders and languages; bars are Student's 95% interval
+Writes  an SVG: a line a method, the mean over run folders and languages; with two or more folders, bars are Student's 95% interval
         over the run folders. Readable on light and dark pages.
 """
 
@@ -29,7 +29,7 @@ SHOWN = {  # method: colour that stands out on white and on black
     "fc": "#868e96",
 }
 LEVELS = {"native": "native rows", "centred": "centred, no translation"}
-WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 760, 380, 60, 190, 20, 50
+WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 800, 380, 60, 220, 20, 50
 
 
 def means(folders):
@@ -81,7 +81,7 @@ def draw(points):
     for gain in range(low, high + 1, 5):
         (left, y), (right, _) = at(ns[0], gain), at(ns[-1], gain)
         parts += [line(left, y, right, y, "#868e96", 'stroke-opacity="0.3"')]
-        parts += [text(left - 8, y + 4, f"{gain:+d}", "end")]
+        parts += [text(left - 8, y + 4, f"{gain:+d}" if gain else "0", "end")]
     parts += [text(at(n, low)[0], HEIGHT - BOTTOM + 18, f"{n:,}", "middle") for n in ns]
     middle = LEFT + (WIDTH - LEFT - RIGHT) / 2
     parts += [text(middle, HEIGHT - 10, "translations of the task's own rows", "middle")]
@@ -94,6 +94,9 @@ def draw(points):
         path = " ".join(f"{x:.1f},{y:.1f}" for x, y in (at(n, mean) for n, mean, _ in own))
         parts += [f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="2.5"/>']
         for n, mean, half in own:
+            parts.append(
+                f'<circle cx="{at(n, mean)[0]:.1f}" cy="{at(n, mean)[1]:.1f}" r="3" fill="{colour}"/>'
+            )
             (x, top), (_, bottom) = at(n, mean + half), at(n, max(low, mean - half))
             parts += [line(x, max(TOP, top), x, bottom, colour, 'stroke-opacity="0.5"')]
         labels.append([at(own[-1][0], own[-1][1])[1], f"{method} {own[-1][1]:+.1f}", colour])
