@@ -83,13 +83,14 @@ def main():
     texts, y, dev_texts, dev_y = load_english(info)
     encoder = load_pretrained(args.model, args.pool, args.max_len).to(device)
     encoder.autocast, encoder.batch_tokens = dtype, args.batch_tokens
-    rows = encoder.tokenize(texts)
-    lengths = [len(row["input_ids"]) for row in rows]
-    unknown = sum(row["input_ids"].count(encoder.tokenizer.unk_token_id) for row in rows)
+    rows = [row["input_ids"] for row in encoder.tokenize(texts)]
+    lengths, highest = [len(row) for row in rows], [max(row, default=0) for row in rows]
+    unknown = sum(row.count(encoder.tokenizer.unk_token_id) for row in rows)
     try:  # what would fail in the middle of the training fails here
         if max(lengths) < 3 or 2 * unknown > sum(lengths):
             raise ValueError(f"{unknown} of {sum(lengths)} tokens unknown; no tokenizer files?")
-        encode(encoder, [texts[0], texts[lengths.index(max(lengths))]])
+        hardest = 0, lengths.index(max(lengths)), highest.index(max(highest))
+        encode(encoder, [texts[i] for i in hardest])
     except (IndexError, RuntimeError, TypeError, ValueError) as err:
         why = f"{type(encoder.lm).__name__} fails on texts of up to {max(lengths)} tokens: {err}"
         raise UserError(f"--model {args.model}: {why}")

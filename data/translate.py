@@ -164,7 +164,7 @@ def load_model(name):
         model, loaded = AutoModelForSeq2SeqLM.from_pretrained(
             name, dtype=torch.float32, trust_remote_code=False, output_loading_info=True
         )
-    except Exception as err:  # noqa: BLE001 (hub, file and class each raise their own)
+    except Exception as err:
         why = " ".join(str(err).split())
         if Path(name).is_dir() and not Path(name, "config.json").is_file():
             why = "a folder without config.json"
