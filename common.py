@@ -512,7 +512,7 @@ def pick_device(args):
     try:
         device = torch.zeros(1, device=args.device or there).device
     except (RuntimeError, AssertionError):
-        raise UserError(f"--device {args.device}: here are cpu and {there}")
+        raise UserError(f"--device {args.device}: it is not here; leave the flag out")
     if WORLD > 1 and device.type == "cuda":
         device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
         torch.cuda.set_device(device)
