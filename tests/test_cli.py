@@ -150,7 +150,7 @@ step2 --n 9999                 : --n 9999: .*ko/translated.tsv has (\d+) differe
 step2 --n 0                    : --n 0: give 1 or more
 step3 --n -3                   : --n -3: give 1 or more
 step2 --arch FC                : --arch: invalid choice: 'FC' .*'fc'.*'inside'
-step2 --device tpu             : --device tpu: here are cpu
+step2 --device tpu             : --device tpu: it is not here
 step3 --residuals --method rev : --residuals goes with --method langalign
 step3 --method centred         : needs --unlabelled FILE
 step3 --arch ae                : no align-ko-ae-n.*: python step2_align.py .*: align-ko-fc-n\d+.pt
