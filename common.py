@@ -24,6 +24,7 @@ import torch
 import torch.distributed as dist
 import transformers
 from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from tqdm import tqdm
 
 BATCH_TOKENS = {"cpu": 1_024, "cuda": 65_536}  # of an encoding batch, padding included
@@ -34,13 +35,40 @@ PAIRS = "label text translation", "label text text_b translation translation_b" 
 METHODS = "english", "centred", "langalign", "rev", "mixed", "translated", "native"  # see step 3
 HEADS = {"seeds": 5, "l2": 0.05, "seed": 0}  # defaults of step 3: a file's name says what differs
 
-# Several GPUs: torchrun starts WORLD processes, this one is RANK; rank 0 alone prints and writes
+
+class UserError(ValueError):
+    """A mistake that the user can mend: one line that says what, where and how."""
+
+
+# Several GPUs: torchrun starts WORLD processes, this one is RANK; rank 0 alone prints and writes ---
 WORLD = int(os.environ.get("WORLD_SIZE", "1"))
 RANK = int(os.environ.get("RANK", "0")) if WORLD > 1 else 0
 
 
-class UserError(ValueError):
-    """A mistake that the user can mend: one line that says what, where and how."""
+def join_ranks(device):
+    """The device of this rank; the ranks can talk to each other from here on."""
+    if WORLD > 1 and device.type == "cuda":
+        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+        torch.cuda.set_device(device)
+    if WORLD > 1 and not dist.is_initialized():
+        dist.init_process_group()
+    return device
+
+
+def average_gradients(model):
+    """The model to train: the ranks' gradients are averaged, so that each step is the same on all."""
+    return model if WORLD == 1 else nn.parallel.DistributedDataParallel(model)
+
+
+def gather(out, texts):
+    """Embeddings (N, D) of texts of which each rank filled its own, the others 0 -> all of them."""
+    if WORLD > 1:
+        digests = [None] * WORLD
+        dist.all_gather_object(digests, digest_of(repr(texts).encode()))
+        if len(set(digests)) > 1:
+            raise UserError("the ranks read different texts: give all of them the same files")
+        dist.all_reduce(out)
+    return out
 
 
 # e(.): the multilingual encoder -----------------------------------------------------------------
@@ -63,16 +91,18 @@ class Encoder(nn.Module):
         lm.pooler = None  # BERT's own: unused here
         self.lm, self.tokenizer, self.pool, self.dim = lm, tokenizer, pool, lm.config.hidden_size
         self.max_len = min(max_len, tokenizer.model_max_length)
-        self.autocast, self.batch_tokens, self.inside, self.digest = (
-            None,
-            None,
-            None,
-            "",
-        )  # set later
+        self.autocast = self.batch_tokens = self.inside = self.digest = (
+            None  # set by who needs them
+        )
 
     def forward(self, batch):
         """A batch of `pad` -> (B, D) fp32."""
-        with torch.autocast(self.lm.device.type, self.autocast, enabled=self.autocast is not None):
+        device, attention = self.lm.device.type, contextlib.nullcontext()
+        if (
+            device == "cpu" and torch.is_grad_enabled()
+        ):  # its fused kernel's gradient doubles a step
+            attention = sdpa_kernel(SDPBackend.MATH)
+        with attention, torch.autocast(device, self.autocast, enabled=self.autocast is not None):
             hidden = self.lm(**batch).last_hidden_state.float()  # (B, T, D)
         return masked_mean(hidden, batch["attention_mask"]) if self.pool == "mean" else hidden[:, 0]
 
@@ -133,13 +163,7 @@ def encode(encoder, texts, progress="encode", place="text ", first=1):
     for index in bar(cut, desc=progress):
         batch = pad([rows[i] for i in index], encoder.tokenizer, encoder.lm.device)
         out[[mine[i] for i in index]] = encoder(batch)  # (B, D)
-    out = out.cpu()
-    if WORLD > 1:  # each rank has filled its own rows
-        digests = [None] * WORLD
-        dist.all_gather_object(digests, digest_of(repr(texts).encode()))
-        if len(set(digests)) > 1:
-            raise UserError("the ranks read different texts: give all of them the same files")
-        dist.all_reduce(out)
+    out = gather(out, texts).cpu()
     finite = out.isfinite().all(1).tolist()
     if not all(finite):
         i = finite.index(False)
@@ -438,30 +462,25 @@ def load_encoder(out="runs", device="cpu", dtype=None, data=None):
     return encoder.to(device), {**info, "data": data or info["data"]}
 
 
-class Cache:
-    """Embeddings of one frozen LM on disk, found by the text, so that n=20000 after n=5000 costs 15,000."""
-
-    def __init__(self, encoder, out):
-        self.encoder, self.out = encoder, out
-
-    def __call__(self, texts, progress="encode"):
-        """Texts -> (N, D) fp32, encoded now or before; with an Inside on, those of e_A."""
-        inside = self.encoder.inside.digest[:16] if self.encoder.inside else "plain"
-        name = f"{self.encoder.digest[:16]}-{inside}-{str(self.encoder.lm.dtype)[6:]}"
-        folder, rows = Path(self.out, "cache", name), {}  # files never change; rows: key -> (D,)
-        for path in sorted(folder.glob("*.pt")):
-            art = load(path, "cache", self.encoder.digest)
-            rows.update(zip(art["keys"], art["embeddings"]))
-        keys = [digest_of("\t".join(text).encode())[:32] for text in texts]
-        text_of = dict(zip(keys, texts))
-        new = [key for key in text_of if key not in rows]
-        for start in range(0, len(new), SHARD * WORLD):  # a fixed cut: a killed run goes on alike
-            part = new[start : start + SHARD * WORLD]
-            embeddings = encode(self.encoder, [text_of[key] for key in part], progress)
-            path = folder / f"{digest_of(*map(str.encode, part))[:32]}.pt"
-            save(path, "cache", lm=self.encoder.digest, keys=part, embeddings=embeddings)
-            rows.update(zip(part, embeddings))
-        return torch.stack([rows[key] for key in keys])
+def cached(encoder, out, texts, progress="encode"):
+    """encode(encoder, texts), (N, D), each text found in <out>/cache if it was encoded before, so that
+    n=20000 after n=5000 costs 15,000 texts. With an Inside on, the embeddings are those of e_A."""
+    inside = encoder.inside.digest[:16] if encoder.inside else "plain"
+    name = f"{encoder.digest[:16]}-{inside}-{str(encoder.lm.dtype)[6:]}"
+    folder, rows = Path(out, "cache", name), {}  # files never change; rows: key -> (D,)
+    for path in sorted(folder.glob("*.pt")):
+        art = load(path, "cache", encoder.digest)
+        rows.update(zip(art["keys"], art["embeddings"]))
+    keys = [digest_of("\t".join(text).encode())[:32] for text in texts]
+    text_of = dict(zip(keys, texts))
+    new = [key for key in text_of if key not in rows]
+    for start in range(0, len(new), SHARD):  # a fixed cut: a killed run goes on alike
+        part = new[start : start + SHARD]
+        embeddings = encode(encoder, [text_of[key] for key in part], progress)
+        path = folder / f"{digest_of(*map(str.encode, part))[:32]}.pt"
+        save(path, "cache", lm=encoder.digest, keys=part, embeddings=embeddings)
+        rows.update(zip(part, embeddings))
+    return torch.stack([rows[key] for key in keys])
 
 
 # Command line -----------------------------------------------------------------------------------
@@ -487,11 +506,11 @@ def make_parser(doc, step):
     flag("--seed", type=int, default=0, help="of weights and order, of A in step 3 (default: 0)")
     flag("--device", help="cuda, cuda:1, mps or cpu; else the first there is")
     amp = "of the LM (default: bf16 where it is native, else fp16 on CUDA, else off: fp32)"
-    flag("--amp", choices=("auto", "off", "bf16", "fp16"), default="auto", help=amp)
+    flag("--amp", choices=("off", "bf16", "fp16"), help=amp)
     flag("--batch-tokens", type=int, help="encoded at once; lower it if memory runs out")
     if step > 1:
         flag("--data", help="root of the data, if it moved since step 1")
-        flag("--lang", required=step == 2, help="target language, a folder beside en, e.g. ko")
+        flag("--lang", required=step in (2, 3), help="target language, a folder beside en, e.g. ko")
         flag("--arch", choices=ARCHES, default="fc", help="A: fc and ae are the paper's")
         flag("--n", type=int, help="pairs (default: 20,000 or all; of a file of step 2: its own)")
     if step > 2:
@@ -506,24 +525,20 @@ def pick_device(args):
         low = 0 if name in ("seed", "epochs", "lr", "l2") else 1
         if type(value) in (int, float) and not value >= low:
             raise UserError(f"--{name.replace('_', '-')} {value}: give {low} or more")
-    if not re.fullmatch(r"[A-Za-z0-9_-]+", getattr(args, "lang", None) or "en"):
+    if not re.fullmatch(r"[A-Za-z0-9_-]+", vars(args).get("lang") or "en"):
         raise UserError(f"--lang {args.lang!r}: give a language code such as ko")
     there = torch.accelerator.current_accelerator(True) or torch.device("cpu")
     try:
         device = torch.zeros(1, device=args.device or there).device
     except (RuntimeError, AssertionError):
         raise UserError(f"--device {args.device}: it is not here; leave the flag out")
-    if WORLD > 1 and device.type == "cuda":
-        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
-        torch.cuda.set_device(device)
-    if WORLD > 1 and not dist.is_initialized():
-        dist.init_process_group()
+    device = join_ranks(device)
     has = torch.cpu.get_capabilities() if device.type == "cpu" else {}
     native = has.get("avx512_bf16") or has.get("amx_bf16")
     if device.type == "cuda":
         native = torch.cuda.is_bf16_supported(including_emulation=False)
     auto = "bf16" if native else {"cuda": "fp16"}.get(device.type, "off")
-    amp = auto if args.amp == "auto" else args.amp
+    amp = args.amp or auto
     dtype = {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16}[amp]
     return device, dtype, f"{WORLD} x {device}, amp {amp} ({'' if native else 'no '}native bf16)"
 

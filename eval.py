@@ -20,9 +20,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from common import HEADS, METHODS, PAIRS, ROWS, Cache, UserError, build_aligner, encode
-from common import find, load, load_encoder, load_task, logits, make_parser, pick_device, read_tsv
-from common import run, say, warn_if, write_whole
+from common import HEADS, METHODS, PAIRS, ROWS, UserError, build_aligner, cached, encode, find
+from common import load, load_encoder, load_task, logits, make_parser, pick_device, read_tsv, run
+from common import say, warn_if, write_whole
 
 BOOTSTRAP = 10_000  # resamples behind a 95% interval
 CHUNK = 1_024  # lines that --predict labels at once: constant memory, order kept
@@ -107,12 +107,12 @@ def read_texts(lines, file, width):
         yield tuple(text)
 
 
-def predict(source, file, head, encoder, args):
+def predict(source, file, head, encoder, width, args):
     """Print a line a line of an open file: label, probability (--all: of each label), text (--text)."""
     sys.stdout.reconfigure(encoding="utf-8")
     if args.all:
         print("label", *head["labels"], *["text"] * args.text, sep="\t")
-    rows, done = read_texts(source, file, 1 + head["pair"]), 0
+    rows, done = read_texts(source, file, width), 0
     try:
         while texts := list(itertools.islice(rows, CHUNK)):
             embed = partial(encode, encoder, place=f"{file}:", first=done + 1)
@@ -145,9 +145,9 @@ def main():
         print(f"labelling with {head['path']}", file=sys.stderr)
         file, decoding = 0 if args.predict == "-" else args.predict, {"errors": "surrogateescape"}
         with open(file, encoding="utf-8-sig", **decoding) as source:  # Mac line ends are ends, too
-            return predict(source, args.predict, head, encoder, args)
+            return predict(source, args.predict, head, encoder, 1 + info["pair"], args)
 
-    embed = Cache(encoder, args.out)
+    embed = partial(cached, encoder, args.out)
     paths = sorted(Path(args.out).glob("head-*.pt"), key=lambda path: len(path.name))
     there = [load(path, "head") for path in paths]  # defaults first
     heads = [head for head in there if head["lm"] == encoder.digest]

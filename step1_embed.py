@@ -17,9 +17,9 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from common import RANK, WORLD, UserError, describe_task, encode, encoder_digest, load_english
-from common import load_pretrained, make_optimizer, make_parser, pick_device, run, save
-from common import say, shuffled, warn_if
+from common import RANK, UserError, average_gradients, describe_task, encode, encoder_digest
+from common import load_english, load_pretrained, make_optimizer, make_parser, pick_device, run
+from common import save, say, shuffled, warn_if
 
 DROPOUT = 0.1  # between embedding and labels; ours
 
@@ -36,7 +36,7 @@ def tune(encoder, texts, y, dev_texts, dev_y, epochs=3, lr=5e-5, batch=32, seed=
     optimizer, schedule = make_optimizer(weights, lr, epochs * -(-len(y) // batch))
     scaler = torch.amp.GradScaler(encoder.lm.device.type, enabled=encoder.autocast == torch.float16)
     generator, rows = torch.Generator().manual_seed(seed), encoder.tokenize(texts)
-    model = model if WORLD == 1 else nn.parallel.DistributedDataParallel(model)
+    model = average_gradients(model)  # of several GPUs
     history, best = [], -1.0
     for epoch in range(1, epochs + 1):
         model.train()

@@ -11,14 +11,15 @@ Expect  no warning; on the toy world R^2 0.82, P@1 36% (identity: 0%) for Korean
 
 import copy
 from collections import Counter
+from functools import partial
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 
-from common import CLOSED, WORLD, Aligner, Cache, Inside, UserError, bar, encode, file_name
-from common import fixed_order, hold_out, load_encoder, load_task, load_translated, make_optimizer
-from common import make_parser, pick_device, run, save, say, shuffled, warn_if
+from common import CLOSED, Aligner, Inside, UserError, average_gradients, bar, cached, encode
+from common import file_name, fixed_order, hold_out, load_encoder, load_task, load_translated
+from common import make_optimizer, make_parser, pick_device, run, save, say, shuffled, warn_if
 
 MOST = 2_000  # rows that P@1 and the domain gap are measured on
 RIDGES = 1e-3, 1e-2, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0  # shares of the inputs' mean variance
@@ -85,8 +86,7 @@ def solve(arch, x, y, held_x, held_y):
 def fit_inside(inside, encoder, texts, y, held, held_y, epochs=None, lr=1e-3, batch=32, seed=0):
     """Minimise Eq. 1 reversed, |e_A(T(d)) - e(d)|^2, where e_A is the frozen LM with A in it: texts T(d),
     y = e(d) (N, D). epochs None: 4, more for few pairs; the last is kept. Returns held-out MSEs."""
-    model = inside.to(encoder.lm.device)
-    model = model if WORLD == 1 else torch.nn.parallel.DistributedDataParallel(model)
+    model = average_gradients(inside.to(encoder.lm.device))  # of several GPUs
     steps = -(-len(texts) // batch)  # an epoch
     epochs = epochs or max(4, -(-180 // steps))
     optimizer, schedule = make_optimizer(inside.parameters(), lr, epochs * steps, 0.01)
@@ -144,7 +144,7 @@ def main():
     # e(.), frozen, and e(d_en), e(T(d_en)) of the pairs, (n, D)
     device, dtype, machine = pick_device(args)
     encoder, info = load_encoder(args.out, device, dtype, args.data)
-    encoder.batch_tokens, cache = args.batch_tokens, Cache(encoder, args.out)
+    encoder.batch_tokens, cache = args.batch_tokens, partial(cached, encoder, args.out)
     english, target, _ = load_translated(info, args.lang, args.n)
     train, held = hold_out(english)
     say(f"step 2 | {machine} | en-{args.lang}: {len(train)} pairs + {len(held)} held out")

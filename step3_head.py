@@ -11,12 +11,13 @@ Writes  <out>/head-<lang>-....pt: what inference needs besides encoder/ and embe
 Expect  on the toy world 97% of English dev rows right through A, 99% without.
 """
 
+from functools import partial
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 
-from common import HEADS, Cache, UserError, bar, build_aligner, file_name, find, load
+from common import HEADS, UserError, bar, build_aligner, cached, file_name, find, load
 from common import load_encoder, load_english, load_task, load_translated, logits, make_parser
 from common import pick_device, read_lines, run, save, say, warn_if
 
@@ -79,7 +80,7 @@ def training_rows(method, args, info):
 
 def make_head(method, args, encoder, info, heads=None):
     """Train the heads of one method, or take `heads`; report them, write their file, return them."""
-    cache = Cache(encoder, args.out)
+    cache = partial(cached, encoder, args.out)
     texts, y, n = training_rows(method, args, info)
     _, _, dev_texts, dev_y = load_english(info)
     x, dev_x, arch, residuals = cache(texts), cache(dev_texts, "encode dev"), None, None
@@ -110,10 +111,9 @@ def make_head(method, args, encoder, info, heads=None):
     accuracy = f"{dev.mean():.2%} +- {dev.std(correction=0):.2%}, majority class {majority:.2%}"
     say(f"{method}: {len(x)} rows; English dev accuracy {accuracy} -> {path}")
     warn_if(dev.mean() <= majority, "on English dev rows no better than the majority class")
-    told |= {"labels": info["labels"], "pair": info["pair"], "heads": heads}
     if method == "rev":  # A goes along, for inference
         told |= {"aligner": art["aligner"], "state": art["state"]}
-    save(path, "head", lm=encoder.digest, **told)
+    save(path, "head", lm=encoder.digest, heads=heads, labels=info["labels"], **told)
     return heads
 
 
@@ -124,8 +124,6 @@ def main():
     flag("--seeds", type=int, default=HEADS["seeds"], help="heads, each of own start (ours: 5)")
     flag("--l2", type=float, default=HEADS["l2"], help="weight of |w|^2 in the loss (ours: 0.05)")
     args = p.parse_args()
-    if not args.lang and args.method != "english":
-        raise UserError(f"--lang is missing: python step3_head.py --lang ko --method {args.method}")
     if args.method == "centred" and not args.unlabelled:
         raise UserError("--method centred needs --unlabelled FILE: target text, a line each")
     if args.arch == "inside" and args.method == "langalign":

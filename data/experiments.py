@@ -14,6 +14,7 @@ import argparse
 import json
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +23,7 @@ import torch.nn.functional as F
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from common import Aligner, Cache, Inside, encode, hold_out, load_encoder, load_english, load_task
+from common import Aligner, Inside, cached, encode, hold_out, load_encoder, load_english, load_task
 from common import load_translated, logits, pick_device, run, write_whole
 from eval import bootstrap
 from step2_align import fit, fit_inside, solve
@@ -50,7 +51,7 @@ class Language:
 
     def __init__(self, encoder, info, out, lang):
         self.encoder, self.info, self.lang = encoder, info, lang
-        self.cache = Cache(encoder, out)
+        self.cache = partial(cached, encoder, out)
         self.texts, self.y, dev_texts, self.dev_y = load_english(info)
         self.x, self.dev_x = self.cache(self.texts), self.cache(dev_texts)  # (N, D), (M, D)
         self.test_texts, self.test_y = load_task(info, lang, "test")
@@ -201,7 +202,7 @@ def main():
     if args.table:
         return table(args.table)
 
-    device, dtype, _ = pick_device(argparse.Namespace(device=None, amp="auto"))
+    device, dtype, _ = pick_device(argparse.Namespace(device=None, amp=None))
     encoder, info = load_encoder(args.out, device, dtype, args.data)
     path = Path(args.out, "experiments.json")
     records = json.loads(path.read_text()) if path.exists() else []

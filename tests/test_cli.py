@@ -110,7 +110,7 @@ def another_lm(place):
     make_encoder(place.path / "other", seed=1)
     where = "--data", place.data, "--task", "reviews", "--epochs", 0
     main("step1_embed.py", "--model", place.path / "other", *where, "--out", place.out)
-    main("step3_head.py", "--method", "english", "--out", place.out)
+    main("step3_head.py", "--lang", "ko", "--method", "english", "--out", place.out)
 
 
 def without_padding(place):
@@ -145,7 +145,6 @@ step2 --out {path}/none        : none/embed.pt: No such file.* python step1_embe
 step2 --lang xx                : xx/translated.tsv: no such file
 step2 --lang ko/               : --lang 'ko/': give a language code
 step2 --lang [ko]              : --lang '\[ko\]': give a language code
-step3 --lang=                  : --lang is missing: python step3_head.py --lang ko
 step2 --n 9999                 : --n 9999: .*ko/translated.tsv has (\d+) different pairs; use --n \1
 step2 --n 0                    : --n 0: give 1 or more
 step3 --n -3                   : --n -3: give 1 or more

@@ -12,7 +12,7 @@ from conftest import WORDS, cipher, main, make_tokenizer, write
 from safetensors.torch import load_file, save_file
 
 import common
-from common import PAIRS, ROWS, Cache, Inside, UserError, describe_task, encode, fixed_order
+from common import PAIRS, ROWS, Inside, cached, UserError, describe_task, encode, fixed_order
 from common import hold_out, load, load_encoder, load_english, load_pretrained, load_task
 from common import load_translated, read_tsv, save
 
@@ -190,11 +190,11 @@ def encoded(monkeypatch):
 
 def test_a_text_is_encoded_once(encoder, encoded, tmp_path):
     plain = encode(encoder, TEXTS)
-    assert torch.allclose(Cache(encoder, tmp_path)(TEXTS[:3]), plain[:3], atol=1e-5)
-    first = Cache(encoder, tmp_path)(TEXTS + TEXTS[:2])  # as a larger n in a new process
+    assert torch.allclose(cached(encoder, tmp_path, TEXTS[:3]), plain[:3], atol=1e-5)
+    first = cached(encoder, tmp_path, TEXTS + TEXTS[:2])  # as a larger n in a new process
     assert torch.allclose(first, torch.cat([plain, plain[:2]]), atol=1e-5)
     assert encoded == [TEXTS[:3], TEXTS[3:]]
-    assert torch.equal(Cache(encoder, tmp_path)(TEXTS), first[:5]) and len(encoded) == 2
+    assert torch.equal(cached(encoder, tmp_path, TEXTS), first[:5]) and len(encoded) == 2
 
 
 def test_a_killed_run_goes_on(encoder, encoded, tmp_path, monkeypatch):
@@ -207,10 +207,10 @@ def test_a_killed_run_goes_on(encoder, encoded, tmp_path, monkeypatch):
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(common, "save", write_and_die)
-        Cache(encoder, tmp_path / "killed")(TEXTS)
-    Cache(encoder, tmp_path / "killed")(TEXTS)
+        cached(encoder, tmp_path / "killed", TEXTS)
+    cached(encoder, tmp_path / "killed", TEXTS)
     assert encoded == [TEXTS[:2], TEXTS[2:4], TEXTS[4:]]
-    Cache(encoder, tmp_path / "whole")(TEXTS)
+    cached(encoder, tmp_path / "whole", TEXTS)
     killed, whole = (sorted(tmp_path.glob(f"{name}/cache/*/*")) for name in ("killed", "whole"))
     assert [path.name for path in killed] == [path.name for path in whole]
     assert [path.read_bytes() for path in killed] == [path.read_bytes() for path in whole]
@@ -222,19 +222,19 @@ def test_another_dtype_or_inside_has_embeddings_of_its_own(encoder, runs, tmp_pa
     torch.nn.init.ones_(inside.B[0])
     inside.digest = "f" * 64
     for _ in range(2):  # encoded, then read
-        assert torch.equal(Cache(low, tmp_path)(TEXTS), encode(low, TEXTS))
-        assert torch.equal(Cache(encoder, tmp_path)(TEXTS), encode(encoder, TEXTS))
+        assert torch.equal(cached(low, tmp_path, TEXTS), encode(low, TEXTS))
+        assert torch.equal(cached(encoder, tmp_path, TEXTS), encode(encoder, TEXTS))
         with inside.on(encoder):
-            assert torch.equal(Cache(encoder, tmp_path)(TEXTS), encode(encoder, TEXTS))
+            assert torch.equal(cached(encoder, tmp_path, TEXTS), encode(encoder, TEXTS))
     tables = [art["embeddings"] for art in map(torch.load, tmp_path.glob("cache/*/*"))]
     assert len({table.numpy().tobytes() for table in tables}) == len(tables) == 3
 
 
 def test_a_damaged_cache_file_is_named(encoder, tmp_path):
-    Cache(encoder, tmp_path)(TEXTS)
+    cached(encoder, tmp_path, TEXTS)
     (path,) = tmp_path.glob("cache/*/*")
     path.write_bytes(path.read_bytes()[:-50])
-    refused(lambda: Cache(encoder, tmp_path)(TEXTS), path, "damaged", "delete it")
+    refused(lambda: cached(encoder, tmp_path, TEXTS), path, "damaged", "delete it")
 
 
 # Files of a run folder

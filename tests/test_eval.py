@@ -283,7 +283,7 @@ def other_runs(world, tmp_path_factory):
                 "--out",
                 base / name,
             )
-            main("step3_head.py", "--method", "english", "--out", base / name)
+            main("step3_head.py", "--lang", "ko", "--method", "english", "--out", base / name)
     return base / "nli", base / "nan"
 
 
@@ -337,7 +337,7 @@ def test_lines_are_read_as_they_are_labelled(runs, capsys, monkeypatch):
             yield f"{TEXTS[i % len(TEXTS)]}\n"
 
     args = SimpleNamespace(all=False, text=True, batch_tokens=None)
-    evaluation.predict(lines(), "-", head, encoder, args)
+    evaluation.predict(lines(), "-", head, encoder, 1, args)
     printed.append(capsys.readouterr().out)
     assert max(ahead) == 3
     assert [line.split("\t")[2] for line in "".join(printed).splitlines()] == [
