@@ -29,7 +29,6 @@ from tqdm import tqdm
 
 BATCH_TOKENS = {"cpu": 1_024, "cuda": 65_536}  # of an encoding batch, padding included
 DEFAULT_N = 20_000  # translated pairs; the paper uses 5K to 50K
-SHARD = 5_000  # embeddings in a cache file: the most that a killed run can lose
 ROWS = "label text", "label text text_b"  # headers of train, dev and test.tsv
 PAIRS = "label text translation", "label text text_b translation translation_b"  # of translated.tsv
 METHODS = "english", "centred", "langalign", "rev", "mixed", "translated", "native"  # see step 3
@@ -164,10 +163,11 @@ def encode(encoder, texts, progress="encode", place="text ", first=1):
         batch = pad([rows[i] for i in index], encoder.tokenizer, encoder.lm.device)
         out[[mine[i] for i in index]] = encoder(batch)  # (B, D)
     out = gather(out, texts).cpu()
-    finite = out.isfinite().all(1).tolist()
-    if not all(finite):
-        i = finite.index(False)
-        raise UserError(f"{place}{first + i}: its embedding is not finite; try --amp off")
+    bad = out.isfinite().all(1).logical_not().nonzero()  # (K, 1)
+    if len(bad):
+        raise UserError(
+            f"{place}{first + bad[0].item()}: its embedding is not finite; try --amp off"
+        )
     return out
 
 
@@ -450,7 +450,7 @@ def encoder_digest(folder, info):
     return digest_of(chosen.encode(), *(path.name.encode() + path.read_bytes() for path in paths))
 
 
-def load_encoder(out="runs", device="cpu", dtype=None, data=None):
+def load_encoder(out="runs", device="cpu", dtype=None, data=None, batch_tokens=None):
     """(Encoder, frozen; info: what embed.pt holds) of a run folder; data: root in place of step 1's."""
     info, folder = load(Path(out, "embed.pt"), "embed"), Path(out, "encoder")
     if not folder.is_dir() or encoder_digest(folder, info) != info["lm"]:
@@ -458,7 +458,7 @@ def load_encoder(out="runs", device="cpu", dtype=None, data=None):
     encoder = load_pretrained(folder, info["pool"], info["max_len"]).eval().requires_grad_(False)
     for parameter in encoder.parameters():  # one by one: buffers such as rotary ones stay fp32
         parameter.data = parameter.data.to(device, dtype)
-    encoder.digest = info["lm"]
+    encoder.digest, encoder.batch_tokens = info["lm"], batch_tokens
     return encoder.to(device), {**info, "data": data or info["data"]}
 
 
@@ -474,12 +474,11 @@ def cached(encoder, out, texts, progress="encode"):
     keys = [digest_of("\t".join(text).encode())[:32] for text in texts]
     text_of = dict(zip(keys, texts))
     new = [key for key in text_of if key not in rows]
-    for start in range(0, len(new), SHARD):  # a fixed cut: a killed run goes on alike
-        part = new[start : start + SHARD]
-        embeddings = encode(encoder, [text_of[key] for key in part], progress)
-        path = folder / f"{digest_of(*map(str.encode, part))[:32]}.pt"
-        save(path, "cache", lm=encoder.digest, keys=part, embeddings=embeddings)
-        rows.update(zip(part, embeddings))
+    if new:
+        embeddings = encode(encoder, [text_of[key] for key in new], progress)
+        path = folder / f"{digest_of(*map(str.encode, new))[:32]}.pt"
+        save(path, "cache", lm=encoder.digest, keys=new, embeddings=embeddings)
+        rows.update(zip(new, embeddings))
     return torch.stack([rows[key] for key in keys])
 
 
@@ -516,6 +515,8 @@ def make_parser(doc, step):
     if step > 2:
         flag("--method", choices=METHODS, default="langalign", help="what the head learns from")
         flag("--residuals", action="store_true", help="langalign: head on A(x) + r, ours")
+        flag("--seeds", type=int, default=HEADS["seeds"], help="heads, each of own start (ours: 5)")
+        flag("--l2", type=float, default=HEADS["l2"], help="times |w|^2 in the loss (ours: 0.05)")
     return p
 
 

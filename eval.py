@@ -59,8 +59,7 @@ def evaluate(lang, heads, encoder, embed, info, split="test"):
         rows = read_tsv(path, *ROWS, *PAIRS) if path.exists() else []
         seen |= {row[1 : 1 + width] for row in rows} | {row[-width:] for row in rows}
     leaks = sum(text in seen for text in texts)
-    told = f"{leaks} of the {lang} rows ({leaks / len(texts):.1%}) are training rows, too"
-    warn_if(leaks, f"{told}: they flatter the numbers")
+    warn_if(leaks, f"{leaks} of the {lang} rows ({leaks / len(y):.1%}) are training rows, too")
     shared = {"lang": lang, "split": split, "rows": len(y), "leaks": leaks}
     shared["majority"] = (y.bincount().max() / len(y)).item()
     premises = np.unique([text[0] for text in texts], return_inverse=True)[1]  # (N,)
@@ -78,14 +77,13 @@ def evaluate(lang, heads, encoder, embed, info, split="test"):
     return records
 
 
-def load_head(out, encoder, lang, file=None, method="langalign", arch="fc", n=None, **options):
-    """The head of step 3 that `file`, or method, arch, n, residuals and seed name."""
-    if file is None:
-        name = {"lang": lang if method != "english" else "", "method": method, **options}
-        name["arch"] = arch if method in ("langalign", "rev") else None
-        n = None if method in ("english", "native", "centred") else n or "*"
-        file = find(out, "head", n, **name)
-    return load(file, "head", encoder.digest) | {"path": file}
+def load_head(out, encoder, lang, method="langalign", arch="fc", n=None, **options):
+    """The head of step 3 that method, arch, n, residuals, seed, seeds and l2 name, as its flags do."""
+    name = {"lang": lang if method != "english" else "", "method": method, **options}
+    name["arch"] = arch if method in ("langalign", "rev") else None
+    n = None if method in ("english", "native", "centred") else n or "*"
+    path = find(out, "head", n, **name)
+    return load(path, "head", encoder.digest) | {"path": path}
 
 
 def classify(out, texts, lang, device="cpu", dtype=None, **flags):
@@ -132,16 +130,14 @@ def main():
     flag = p.add_argument
     flag("--split", choices=("test", "dev"), default="test", help="rows to judge on, else test.tsv")
     flag("--predict", metavar="FILE", help="label its lines (-: stdin) by the head that flags name")
-    flag("--head", metavar="FILE.pt", help="with --predict: by this head")
     flag("--all", action="store_true", help="with --predict: a column for each label, and a header")
     flag("--text", action="store_true", help="with --predict: repeat the text as the last column")
     args = p.parse_args()
     device, dtype, machine = pick_device(args)
-    encoder, info = load_encoder(args.out, device, dtype, args.data)
-    encoder.batch_tokens = args.batch_tokens
+    encoder, info = load_encoder(args.out, device, dtype, args.data, args.batch_tokens)
     if args.predict:
-        flags = {name: getattr(args, name) for name in ("method", "arch", "n", "residuals", "seed")}
-        head = load_head(args.out, encoder, args.lang, args.head, **flags)
+        flags = {k: vars(args)[k] for k in ("method", "arch", "n", "residuals", *HEADS)}
+        head = load_head(args.out, encoder, args.lang, **flags)
         print(f"labelling with {head['path']}", file=sys.stderr)
         file, decoding = 0 if args.predict == "-" else args.predict, {"errors": "surrogateescape"}
         with open(file, encoding="utf-8-sig", **decoding) as source:  # Mac line ends are ends, too

@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
-from common import HEADS, UserError, bar, build_aligner, cached, file_name, find, load
+from common import UserError, bar, build_aligner, cached, file_name, find, load
 from common import load_encoder, load_english, load_task, load_translated, logits, make_parser
 from common import pick_device, read_lines, run, save, say, warn_if
 
@@ -67,7 +67,7 @@ def training_rows(method, args, info):
     """(texts, y (N,), number of translations) that the head of a method learns from."""
     texts, y, *_ = load_english(info)
     if method == "native":
-        texts, y = load_task(info, args.lang, "train")
+        return *load_task(info, args.lang, "train"), None
     if method not in ("translated", "mixed"):
         return texts, y, None
     source, target, target_y = load_translated(info, args.lang, args.n, labelled=True)
@@ -119,10 +119,7 @@ def make_head(method, args, encoder, info, heads=None):
 
 def main():
     p = make_parser(__doc__, step=3)
-    flag = p.add_argument
-    flag("--unlabelled", metavar="FILE", help="for centred: target text, a line each")
-    flag("--seeds", type=int, default=HEADS["seeds"], help="heads, each of own start (ours: 5)")
-    flag("--l2", type=float, default=HEADS["l2"], help="weight of |w|^2 in the loss (ours: 0.05)")
+    p.add_argument("--unlabelled", metavar="FILE", help="for centred: target text, a line each")
     args = p.parse_args()
     if args.method == "centred" and not args.unlabelled:
         raise UserError("--method centred needs --unlabelled FILE: target text, a line each")
@@ -132,8 +129,7 @@ def main():
         raise UserError(f"--residuals goes with --method langalign, not with {args.method}")
 
     device, dtype, machine = pick_device(args)
-    encoder, info = load_encoder(args.out, device, dtype, args.data)
-    encoder.batch_tokens = args.batch_tokens
+    encoder, info = load_encoder(args.out, device, dtype, args.data, args.batch_tokens)
     say(f"step 3 | {machine} | {args.seeds} linear heads, LM and A frozen")
     english = make_head("english", args, encoder, info)
     if args.method != "english":

@@ -173,7 +173,7 @@ def main():
     p.add_argument("--script", choices=NAMES, help="only this one (default: all four)")
     p.add_argument("--seed", type=int, default=0, help="of the random moments (default: 0)")
     args = p.parse_args()
-    step3_head.STEPS, evaluation.BOOTSTRAP, common.SHARD = 100, 500, 40
+    step3_head.STEPS, evaluation.BOOTSTRAP = 100, 500
 
     begin, differences = time.monotonic(), 0
     with tempfile.TemporaryDirectory() as base:

@@ -363,7 +363,7 @@ def test_the_same_command_again_writes_whole(place, play):
 
 
 def test_faults_program(monkeypatch, capsys):
-    for module, name in (step3_head, "STEPS"), (evaluation, "BOOTSTRAP"), (common, "SHARD"):
+    for module, name in (step3_head, "STEPS"), (evaluation, "BOOTSTRAP"):
         monkeypatch.setattr(module, name, None)  # it sets them: here until the test ends
     monkeypatch.setattr(sys, "argv", ["faults.py", "--kills", "2", "--script", "step2_align"])
     with pytest.raises(SystemExit) as stop:
