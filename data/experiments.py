@@ -3,6 +3,7 @@
     python data/experiments.py --out runs/nusax0 --lang jv su min ban                # all methods, all pairs
     python data/experiments.py --out runs/nusax0 --lang jv --n 25 50 100 --subsets 3 # gain against n
     python data/experiments.py --out runs/nusax0 --lang jv --inside                  # minutes a language
+    python data/experiments.py --out runs/nusax0 --lang jv --distil                  # its peer, the LM trained
     python data/experiments.py --table runs/nusax0 runs/nusax1 runs/nusax2           # means over run folders
 
 Reads   <out>/ of step1_embed.py, and the task's en, <lang>/test, dev and translated.tsv.
@@ -11,6 +12,8 @@ Writes  <out>/experiments.json: a record a method, language, n and seed. The sam
 """
 
 import argparse
+import contextlib
+import copy
 import json
 import sys
 import time
@@ -20,6 +23,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
@@ -143,27 +147,55 @@ def methods_of_n(L, n, subset, seeds, controls):
                 yield L.record("english + own noise", L.heads(L.x, L.y, noise), **told)
 
 
-def inside_of_n(L, n, subset):
-    """The record of A inside the LM, from n pairs; seconds of its training."""
+class Whole(nn.Module):
+    """The peer of Inside: instead of A, a copy of the whole LM is trained, its word embeddings not."""
+
+    def __init__(self, encoder):
+        super().__init__()
+        self.lm, self.autocast = copy.deepcopy(encoder.lm).float(), encoder.lm.dtype
+        self.lm.requires_grad_(True)
+        for table in self.lm.modules():
+            if isinstance(table, nn.Embedding) and table.num_embeddings >= len(encoder.tokenizer):
+                table.requires_grad_(False)
+
+    def forward(self, encoder, batch):
+        with self.on(encoder):
+            return encoder(batch)
+
+    @contextlib.contextmanager
+    def on(self, encoder):
+        """The encoder, with this LM in place of its own until the `with` block ends."""
+        kept, encoder.lm, encoder.autocast = encoder.lm, self.lm, self.autocast
+        try:
+            yield encoder
+        finally:
+            encoder.lm, encoder.autocast = kept, None
+
+
+def inside_of_n(L, n, subset, distil, lr):
+    """The record of A inside the LM, or of the LM distilled, from n pairs; seconds of its training."""
     english, target, _ = load_translated(L.info, L.lang, n, seed=subset)
     y = L.cache(english)  # e(d_en), the target of Eq. 1 reversed
     train, held = hold_out(english)
     texts, held_texts = [target[i] for i in train], [target[i] for i in held]
     torch.manual_seed(0)
-    inside, start = Inside(L.encoder.lm), time.perf_counter()
-    fit_inside(inside, L.encoder, texts, y[train], held_texts, y[held])
-    seconds = time.perf_counter() - start
+    inside, start = Whole(L.encoder) if distil else Inside(L.encoder.lm), time.perf_counter()
+    fit_inside(inside, L.encoder, texts, y[train], held_texts, y[held], lr=lr)
+    told = {"n": len(english), "subset": subset, "seconds": time.perf_counter() - start}
     with inside.on(L.encoder):
         test_x = encode(L.encoder, L.test_texts)
-    return L.record("inside", L.english, test_x, n=len(english), subset=subset, seconds=seconds)
+        dev_texts, dev_y = load_task(L.info, L.lang, "dev")
+        dev = (logits(L.english, encode(L.encoder, dev_texts)).argmax(2) == dev_y).double().mean()
+    told["dev"] = dev.item()
+    return L.record(f"distilled, lr {lr:g}" if distil else "inside", L.english, test_x, **told)
 
 
-def table(folders):
+def print_table(folders, langs):
     """Print mean gain and Student's interval over run folders (languages, subsets, seeds averaged first)."""
     gains = {}  # (method, n) -> {run folder: [gain, ...]}
     for folder in folders:
         for r in json.loads(Path(folder, "experiments.json").read_text()):
-            if "gain" in r:
+            if "gain" in r and r["lang"] in (langs or [r["lang"]]):
                 runs = gains.setdefault((r["method"], r.get("n")), {})
                 runs.setdefault(folder, []).append(r)
     print(f"{'method':28}{'n':>7} runs  accuracy   gain  95% over runs  above 0     ECE  tempered")
@@ -194,38 +226,44 @@ def main():
     p.add_argument("--subsets", type=int, default=1, help="random draws of n pairs (default: 1)")
     p.add_argument("--seeds", type=int, default=3, help="of fc and ae (default: 3)")
     p.add_argument("--inside", action="store_true", help="only A inside the LM: minutes a language")
+    p.add_argument(
+        "--distil", action="store_true", help="only the whole LM, distilled on the pairs"
+    )
+    p.add_argument("--lr", type=float, default=1e-3, help="of inside and distil (default: 1e-3)")
     p.add_argument("--data", help="root of the data, if it moved since step 1")
     p.add_argument(
         "--table", nargs="+", metavar="OUT", help="print the means over these run folders"
     )
     args = p.parse_args()
     if args.table:
-        return table(args.table)
+        return print_table(args.table, args.lang)
 
     device, dtype, _ = pick_device(argparse.Namespace(device=None, amp=None))
     encoder, info = load_encoder(args.out, device, dtype, args.data)
     path = Path(args.out, "experiments.json")
-    records = json.loads(path.read_text()) if path.exists() else []
-    done = {json.dumps(r["job"]) for r in records}
+
+    def recorded():
+        return json.loads(path.read_text()) if path.exists() else []
+
+    done = {json.dumps(r["job"]) for r in recorded()}
+    kind = f"distil {args.lr:g}" if args.distil else args.inside
     for lang in args.lang:
         L = Language(encoder, info, args.out, lang)
-        jobs = [[lang, n, s, args.inside] for n in args.n for s in range(args.subsets)]
-        if not args.inside and args.n == [None]:
+        jobs = [[lang, n, s, kind] for n in args.n for s in range(args.subsets)]
+        if not kind and args.n == [None]:
             jobs.append([lang, "fixed", 0, False])
         for job in [job for job in jobs if json.dumps(job) not in done]:
-            _, n, subset, inside = job
+            _, n, subset, kind = job
             if n == "fixed":
                 made = fixed_methods(L)
-            elif inside:
-                made = [inside_of_n(L, n, subset)]
+            elif kind:
+                made = [inside_of_n(L, n, subset, args.distil, args.lr)]
             else:
                 made = methods_of_n(L, n, subset, args.seeds, n is None)
+            made = [{**r, "job": job} for r in made]
             for r in made:
-                records.append({**r, "job": job})
-                print(
-                    f"{lang} {r['method']:28} n {r.get('n')} {100 * r['accuracy']:.2f}", flush=True
-                )
-            write_whole(path, json.dumps(records).encode())
+                print(f"{lang} {r['method']:28} n {r.get('n')} {100 * r['accuracy']:.2f}")
+            write_whole(path, json.dumps(recorded() + made).encode())
 
 
 if __name__ == "__main__":
