@@ -28,7 +28,6 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from tqdm import tqdm
 
 BATCH_TOKENS = {"cpu": 1_024, "cuda": 65_536}  # of an encoding batch, padding included
-DEFAULT_N = 20_000  # translated pairs; the paper uses 5K to 50K
 ROWS = "label text", "label text text_b"  # headers of train, dev and test.tsv
 PAIRS = "label text translation", "label text text_b translation translation_b"  # of translated.tsv
 METHODS = "english", "centred", "langalign", "rev", "mixed", "translated", "native"  # see step 3
@@ -348,13 +347,13 @@ def hold_out(texts):
 
 def load_translated(info, lang, n=None, labelled=False, seed=0):
     """n pairs of translated.tsv, the first in a fixed order: (English texts d_en, translations T(d_en),
-    y (n,) if `labelled`). n None: DEFAULT_N, or all. The same pair counts once; seed: another order."""
+    y (n,) if `labelled`). n None: all. The same pair counts once; seed: another order."""
     path = Path(info["data"], info["task"], lang, "translated.tsv")
     rows = read_tsv(path, *PAIRS, labels=info["labels"] if labelled else None)
     rows = list({row[1:]: row for row in reversed(rows)}.values())[::-1]
     if n is not None and n > len(rows):
         raise UserError(f"--n {n}: {path} has {len(rows)} different pairs; use --n {len(rows)}")
-    rows = [rows[i] for i in fixed_order(len(rows), seed)[: n or DEFAULT_N]]
+    rows = [rows[i] for i in fixed_order(len(rows), seed)[:n]]
     y = torch.tensor([info["labels"].index(row[0]) for row in rows]) if labelled else None
     half = len(rows[0]) // 2 + 1
     return [row[1:half] for row in rows], [row[half:] for row in rows], y
@@ -415,12 +414,12 @@ def file_name(kind, lang, method, arch=None, n=None, residuals=False, **options)
     return "-".join(part for part in parts if part) + ".pt"
 
 
-def find(out, kind, n, **options):
-    """Path of the file of this name; n "*": of the only one. UserError that lists those there."""
+def find(out, kind, lm, n, **options):
+    """load() of the file of this name; n "*": of the only one. UserError that lists those there."""
     name = file_name(kind, n=n, **options)
     paths = [p for p in Path(out).glob(name) if p.name.count("-") == name.count("-")]
     if len(paths) == 1:
-        return paths[0]
+        return load(paths[0], kind, lm) | {"path": paths[0]}
     there = " ".join(sorted(p.name for p in paths or Path(out).glob(f"{kind}-*.pt"))) or "none"
     what = "several fit, say which by --n" if paths else f"no {name}: python {MAKES[kind]} makes it"
     raise UserError(f"{out}: {what}, with the same flags; there: {there}")
@@ -511,7 +510,7 @@ def make_parser(doc, step):
         flag("--data", help="root of the data, if it moved since step 1")
         flag("--lang", required=step in (2, 3), help="target language, a folder beside en, e.g. ko")
         flag("--arch", choices=ARCHES, default="fc", help="A: fc and ae are the paper's")
-        flag("--n", type=int, help="pairs (default: 20,000 or all; of a file of step 2: its own)")
+        flag("--n", type=int, help="pairs (paper: 5K to 50K; default: all, or those of the file)")
     if step > 2:
         flag("--method", choices=METHODS, default="langalign", help="what the head learns from")
         flag("--residuals", action="store_true", help="langalign: head on A(x) + r, ours")

@@ -82,8 +82,7 @@ def load_head(out, encoder, lang, method="langalign", arch="fc", n=None, **optio
     name = {"lang": lang if method != "english" else "", "method": method, **options}
     name["arch"] = arch if method in ("langalign", "rev") else None
     n = None if method in ("english", "native", "centred") else n or "*"
-    path = find(out, "head", n, **name)
-    return load(path, "head", encoder.digest) | {"path": path}
+    return find(out, "head", encoder.digest, n, **name)
 
 
 def classify(out, texts, lang, device="cpu", dtype=None, **flags):

@@ -21,17 +21,15 @@ from common import RANK, UserError, average_gradients, describe_task, encode, en
 from common import load_english, load_pretrained, make_optimizer, make_parser, pick_device, run
 from common import save, say, shuffled, warn_if
 
-DROPOUT = 0.1  # between embedding and labels; ours
 
-
-def tune(encoder, texts, y, dev_texts, dev_y, epochs=3, lr=5e-5, batch=32, seed=0):
+def tune(encoder, texts, y, dev_texts, dev_y, epochs=3, lr=5e-5, batch=32, seed=0, dropout=0.1):
     """Fine-tune e(.) through a linear layer to labels y (N,) (paper, Step 1). Keeps the best epoch on dev."""
     torch.manual_seed(seed)
     for table in encoder.lm.modules():  # word embeddings (ours): other languages' stay as they are
         if isinstance(table, nn.Embedding) and table.num_embeddings >= len(encoder.tokenizer):
             table.requires_grad_(False)
     head = nn.Linear(encoder.dim, int(y.max()) + 1)
-    model = nn.Sequential(encoder, nn.Dropout(DROPOUT), head).to(encoder.lm.device)
+    model = nn.Sequential(encoder, nn.Dropout(dropout), head).to(encoder.lm.device)
     weights = [p for p in model.parameters() if p.requires_grad]
     optimizer, schedule = make_optimizer(weights, lr, epochs * -(-len(y) // batch))
     scaler = torch.amp.GradScaler(encoder.lm.device.type, enabled=encoder.autocast == torch.float16)

@@ -17,9 +17,9 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
-from common import UserError, bar, build_aligner, cached, file_name, find, load
-from common import load_encoder, load_english, load_task, load_translated, logits, make_parser
-from common import pick_device, read_lines, run, save, say, warn_if
+from common import UserError, bar, build_aligner, cached, file_name, find, load_encoder
+from common import load_english, load_task, load_translated, logits, make_parser, pick_device
+from common import read_lines, run, save, say, warn_if
 
 EPOCHS, STEPS, BATCH = 10, 2_000, 64  # at least so many epochs and steps, for few rows; ours
 
@@ -90,7 +90,7 @@ def make_head(method, args, encoder, info, heads=None):
         x, dev_x = x + way, dev_x + way
     if method in ("langalign", "rev"):
         name = {"lang": args.lang, "method": method, "arch": args.arch, "seed": args.seed}
-        art = load(find(args.out, "align", args.n or "*", **name), "align", encoder.digest)
+        art = find(args.out, "align", encoder.digest, args.n or "*", **name)
         arch, n = art["arch"], art["n"]
     if method == "langalign":
         aligner = build_aligner(art, encoder.lm)
@@ -123,10 +123,9 @@ def main():
     args = p.parse_args()
     if args.method == "centred" and not args.unlabelled:
         raise UserError("--method centred needs --unlabelled FILE: target text, a line each")
-    if args.arch == "inside" and args.method == "langalign":
-        raise UserError("--arch inside maps target to English: give --method rev, too")
-    if args.residuals and args.method != "langalign":
-        raise UserError(f"--residuals goes with --method langalign, not with {args.method}")
+    forward = args.method == "langalign"
+    if args.residuals and not forward or args.arch == "inside" and forward:
+        raise UserError("--residuals goes with --method langalign, --arch inside with --method rev")
 
     device, dtype, machine = pick_device(args)
     encoder, info = load_encoder(args.out, device, dtype, args.data, args.batch_tokens)
