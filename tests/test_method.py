@@ -15,7 +15,6 @@ import torch.nn.functional as F
 from conftest import KINDS, ROOT, WORDS, cipher, main, make_encoder
 from torch import nn
 
-import step1_embed
 import step3_head
 from common import Aligner, Inside, UserError, build_aligner, encode, load, load_encoder
 from common import load_english, load_pretrained, logits, masked_mean, save
@@ -435,10 +434,8 @@ print([os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in pids])
 RANK = """
 from argparse import Namespace
 from common import *
-import step1_embed
 from step1_embed import tune
 from step2_align import fit_inside
-step1_embed.DROPOUT = 0.0
 pick_device(Namespace(device="cpu", amp="off"))
 encoder = load_pretrained(MODEL)
 made = {"all": encode(encoder, TEXTS, 30), **gradients(encoder)}
@@ -504,7 +501,7 @@ def gradients(encoder):
     encoder.requires_grad_(False)
     fit_inside(inside, encoder, texts, target, texts, target, epochs=1, batch=24)
     encoder.requires_grad_(True)
-    tune(encoder, texts, y, texts, y, epochs=1, batch=24)
+    tune(encoder, texts, y, texts, y, epochs=1, batch=24, dropout=0.0)
     layers = [p.grad for p in encoder.parameters() if p.grad is not None]
     return {"inside": [B.grad for B in inside.B], "tune": layers}
 
@@ -558,8 +555,7 @@ def test_two_ranks_encode_one_text(processes):
 
 
 @pytest.mark.parametrize("part", ["tune", "inside"])
-def test_two_ranks_have_the_gradients_of_one(ranks, world, monkeypatch, part):
-    monkeypatch.setattr(step1_embed, "DROPOUT", 0.0)
+def test_two_ranks_have_the_gradients_of_one(ranks, world, part):
     one = gradients(load_pretrained(world.encoder))[part]
     for made in ranks:
         assert len(one) == len(made[part]) > 10
