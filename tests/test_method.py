@@ -15,11 +15,11 @@ import torch.nn.functional as F
 from conftest import KINDS, ROOT, WORDS, cipher, main, make_encoder
 from torch import nn
 
+import step1_embed
 import step3_head
 from common import Aligner, Inside, UserError, build_aligner, encode, load, load_encoder
 from common import load_english, load_pretrained, logits, masked_mean, save
 from eval import classify
-import step1_embed
 from step1_embed import tune
 from step2_align import CLOSED, fit, fit_inside, measure, solve
 from step3_head import train_heads
