@@ -1,5 +1,6 @@
 """The method, in a reader's order: Eq. 1, A, closed forms, heads, e(.), inside, tuning, several ranks."""
 
+import contextlib
 import inspect
 import json
 import random
@@ -8,6 +9,7 @@ import socket
 import subprocess
 import sys
 from itertools import pairwise
+from unittest import mock
 
 import pytest
 import torch
@@ -571,3 +573,36 @@ def test_a_script_and_common_work_alone_and_importing_changes_nothing(processes,
     assert (base / name / "out").read_text() == ""
     there = {path.name for path in (base / name).iterdir()} - {"out", "err", "__pycache__"}
     assert there == {name, "common.py"}
+
+
+# A GPU, of which the meta device knows all but the numbers: shapes, dtypes, what lies where
+def on_meta(loop):
+    """loop() where the values that it asks of a meta tensor are made up."""
+    made_up = {"item": lambda t: 0.5, "__bool__": lambda t: True}
+    made_up["cpu"] = lambda t: torch.zeros(t.shape) if t.is_meta else t
+    with contextlib.ExitStack() as stack:
+        for name, function in made_up.items():
+            stack.enter_context(mock.patch.object(torch.Tensor, name, function))
+        fused = "torch.optim.adam._device_dtype_check_for_fused"  # does not know meta
+        stack.enter_context(mock.patch(fused, lambda *args, **flags: None))
+        stack.enter_context(mock.patch("torch.autocast", lambda *a, **k: contextlib.nullcontext()))
+        return loop()
+
+
+def test_loops_put_on_the_device_what_they_need_there(world, monkeypatch):
+    monkeypatch.setattr(step3_head, "STEPS", 2)
+    encoder, x, y = (
+        load_pretrained(world.encoder).to("meta"),
+        torch.ones(24, 32),
+        torch.ones(24).long(),
+    )
+    texts, aligner = [("good film",)] * 24, Aligner("fc", 32).to("meta")
+    assert on_meta(lambda: fit(aligner, x, x, x, x, epochs=2)) == [0.5, 0.5]
+    heads = on_meta(lambda: train_heads(x.to("meta"), y, 2, residuals=x))
+    assert heads["weight"].shape == (5, 2, 32) and heads["weight"].device.type == "cpu"
+    assert on_meta(lambda: tune(encoder, texts, y, texts, y, epochs=1)) == [
+        {"loss": 0.5, "dev": 0.5}
+    ]
+    inside = Inside(encoder.requires_grad_(False).lm)
+    assert on_meta(lambda: fit_inside(inside, encoder, texts, x, texts, x, epochs=1)) == [0.5]
+    assert {tensor.device.type for tensor in [*inside.parameters(), *aligner.buffers()]} == {"meta"}
