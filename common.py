@@ -58,15 +58,13 @@ def average_gradients(model):
     return model if WORLD == 1 else nn.parallel.DistributedDataParallel(model)
 
 
-def gather(out, texts):
-    """Embeddings (N, D) of texts of which each rank filled its own, the others 0 -> all of them."""
+def check_ranks(texts):
+    """UserError if the ranks were given different texts."""
+    digests = [digest_of(repr(texts).encode())] * WORLD
     if WORLD > 1:
-        digests = [None] * WORLD
-        dist.all_gather_object(digests, digest_of(repr(texts).encode()))
-        if len(set(digests)) > 1:
-            raise UserError("the ranks read different texts: give all of them the same files")
-        dist.all_reduce(out)
-    return out
+        dist.all_gather_object(digests, digests[0])
+    if len(set(digests)) > 1:
+        raise UserError("the ranks read different texts: give all of them the same files")
 
 
 # e(.): the multilingual encoder -----------------------------------------------------------------
@@ -152,6 +150,7 @@ def encode(encoder, texts, progress="encode", place="text ", first=1):
     its share and gets all. UserError with the place of a text whose embedding is not finite."""
     if isinstance(texts, str):
         raise TypeError(f"give a list of texts, not the bare string {texts[:30]!r}")
+    check_ranks(texts)
     encoder.eval()
     mine = range(RANK, len(texts), WORLD)
     rows = encoder.tokenize([texts[i] for i in mine]) if mine else []
@@ -161,7 +160,9 @@ def encode(encoder, texts, progress="encode", place="text ", first=1):
     for index in bar(cut, desc=progress):
         batch = pad([rows[i] for i in index], encoder.tokenizer, encoder.lm.device)
         out[[mine[i] for i in index]] = encoder(batch)  # (B, D)
-    out = gather(out, texts).cpu()
+    if WORLD > 1:
+        dist.all_reduce(out)  # the rows of the other ranks are 0 on this one
+    out = out.cpu()
     bad = out.isfinite().all(1).logical_not().nonzero()  # (K, 1)
     if len(bad):
         raise UserError(
@@ -294,7 +295,7 @@ def read_tsv(path, *headers, labels=None):
             raise UserError(f"{path}:{line}: label {row[0]!r}; en/train.tsv's are {labels}")
     if len(rows) < 2:
         raise UserError(f"{path}: {len(rows)} rows below the header; give two or more")
-    quoted = sum(row[1][0] == row[1][-1] == '"' for row in rows) > len(rows) / 2
+    quoted = sum(any(t[0] == t[-1] == '"' for t in row[1:]) for row in rows) > len(rows) / 2
     warn_if(quoted, f"{path}: most texts stand in quotes, taken as text; use data/convert.py")
     return rows
 
@@ -305,7 +306,7 @@ def describe_task(data, task):
     rows = read_tsv(path, *ROWS)
     labels = sorted({row[0] for row in rows})
     looks = {unicodedata.normalize("NFKC", label).casefold() for label in labels}
-    looks = {re.sub(r"^\s+|\s+$|[\u200b-\u200d\ufeff]", "", look) for look in looks}
+    looks = {re.sub(r"[\s\u00ad\u200b-\u200d\ufeff]", "", look) for look in looks}
     if len(looks) < max(2, len(labels)) or "" in looks:
         raise UserError(f"{path}: labels {labels}: give two or more, none empty, no look-alikes")
     told = f"{path}: {len(labels)} classes in {len(rows)} rows; is the label column first?"
@@ -464,6 +465,7 @@ def load_encoder(out="runs", device="cpu", dtype=None, data=None, batch_tokens=N
 def cached(encoder, out, texts, progress="encode"):
     """encode(encoder, texts), (N, D), each text found in <out>/cache if it was encoded before, so that
     n=20000 after n=5000 costs 15,000 texts. With an Inside on, the embeddings are those of e_A."""
+    check_ranks(texts)
     inside = encoder.inside.digest[:16] if encoder.inside else "plain"
     name = f"{encoder.digest[:16]}-{inside}-{str(encoder.lm.dtype)[6:]}"
     folder, rows = Path(out, "cache", name), {}  # files never change; rows: key -> (D,)
@@ -485,9 +487,9 @@ def cached(encoder, out, texts, progress="encode"):
 bar = partial(tqdm, delay=2, leave=False, disable=RANK > 0)  # shown on what takes over two seconds
 
 
-def say(*words, file=None):
+def say(*words, **options):
     if RANK == 0:
-        print(*words, file=file, flush=True)
+        print(*words, **options, flush=True)
 
 
 def warn_if(condition, words):
@@ -545,6 +547,7 @@ def pick_device(args):
 
 def run(main):
     """Call `main()`. What the user can mend becomes one line on stderr and exit status 2, Ctrl-C 130."""
+    sys.stdout.reconfigure(encoding="utf-8")  # labels may be in any script
     transformers.logging.set_verbosity_error()  # its report on BERT's pooler drowns ours
     transformers.logging.disable_progress_bar()
     try:

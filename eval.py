@@ -106,9 +106,8 @@ def read_texts(lines, file, width):
 
 def predict(source, file, head, encoder, width, args):
     """Print a line a line of an open file: label, probability (--all: of each label), text (--text)."""
-    sys.stdout.reconfigure(encoding="utf-8")
     if args.all:
-        print("label", *head["labels"], *["text"] * args.text, sep="\t")
+        say("label", *head["labels"], *["text"] * args.text, sep="\t")
     rows, done = read_texts(source, file, width), 0
     try:
         while texts := list(itertools.islice(rows, CHUNK)):
@@ -117,8 +116,7 @@ def predict(source, file, head, encoder, width, args):
             for text, row in zip(texts, out.softmax(2).mean(0).tolist()):  # (N, C)
                 numbers = [f"{p:.4f}" for p in (row if args.all else [max(row)])]
                 line = [head["labels"][row.index(max(row))], *numbers]
-                print(*line, *(text if args.text else []), sep="\t")
-            sys.stdout.flush()
+                say(*line, *(text if args.text else []), sep="\t")
             done += len(texts)
     except (KeyboardInterrupt, UserError) as err:
         raise UserError(f"{str(err) or 'stopped'}; {done} lines are labelled")
@@ -137,7 +135,7 @@ def main():
     if args.predict:
         flags = {k: vars(args)[k] for k in ("method", "arch", "n", "residuals", *HEADS)}
         head = load_head(args.out, encoder, args.lang, **flags)
-        print(f"labelling with {head['path']}", file=sys.stderr)
+        say(f"labelling with {head['path']}", file=sys.stderr)
         file, decoding = 0 if args.predict == "-" else args.predict, {"errors": "surrogateescape"}
         with open(file, encoding="utf-8-sig", **decoding) as source:  # Mac line ends are ends, too
             return predict(source, args.predict, head, encoder, 1 + info["pair"], args)

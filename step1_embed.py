@@ -85,7 +85,7 @@ def main():
     lengths, highest = [len(row) for row in rows], [max(row, default=0) for row in rows]
     unknown = sum(row.count(encoder.tokenizer.unk_token_id) for row in rows)
     try:  # what would fail in the middle of the training fails here
-        if max(lengths) < 3 or 2 * unknown > sum(lengths):
+        if min(max(lengths), encoder.max_len) < 3 or 2 * unknown > sum(lengths):
             raise ValueError(f"{unknown} of {sum(lengths)} tokens unknown; no tokenizer files?")
         hardest = 0, lengths.index(max(lengths)), highest.index(max(highest))
         encode(encoder, [texts[i] for i in hardest])
@@ -94,9 +94,8 @@ def main():
         raise UserError(f"--model {args.model}: {why}")
     Path(args.out).mkdir(parents=True, exist_ok=True)
     tempfile.TemporaryFile(dir=args.out).close()  # a read-only folder fails now, not after training
-    counts = dict(zip(info["labels"], y.bincount().tolist()))
-    size = sum(p.numel() for p in encoder.parameters()) / 1e6
-    say(f"step 1 | {machine} | {args.model}, {size:.1f}M parameters, {args.epochs} epochs")
+    counts = str(dict(zip(info["labels"], y.bincount().tolist())))[:300]
+    say(f"step 1 | {machine} | {args.model}, {encoder.lm.num_parameters():,} parameters")
     say(f"{args.task}: {len(y)} English rows, labels {counts}; {len(dev_y)} dev rows")
     cut = sum(length >= encoder.max_len for length in lengths)
     warn_if(cut, f"{cut} texts have {encoder.max_len} tokens or more: only these are read")

@@ -120,8 +120,8 @@ def get_args(argv=None):
     flag("--skip", action="store_true", help="--merge: leave out rows that have no translation")
     flag("--force", action="store_true", help="replace a file that these settings did not make")
     flag("--device", type=device, help="cuda, cuda:1, mps or cpu; else the first that is there")
-    amp = "precision; auto (default): bf16 if native, else fp16 on CUDA, fp32 elsewhere"
-    flag("--amp", choices=("auto", "off", "bf16", "fp16"), default="auto", help=amp)
+    amp = "precision (default: bf16 if native, else fp16 on CUDA, fp32 elsewhere)"
+    flag("--amp", choices=("off", "bf16", "fp16"), help=amp)
     args = p.parse_args(argv)
     if not args.export and (args.lang == "en" or not re.fullmatch(r"[\w-]+", args.lang or "")):
         p.error(f"--lang {args.lang or ''}: give the target language, not en, such as --lang ko")

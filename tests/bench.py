@@ -310,7 +310,7 @@ def main():
     flag("--task", default="sentiment", help="folder below --data (default: sentiment)")
     flag("--lang", default="ko", help="target language (default: ko)")
     flag("--device", help="cuda, mps or cpu; else the first there is")
-    flag("--amp", choices=("auto", "off", "bf16", "fp16"), default="auto", help="as in step 1")
+    flag("--amp", choices=("off", "bf16", "fp16"), help="as in step 1")
     flag("--peers", nargs="?", const="runs/peers", help="in this environment (default: runs/peers)")
     args = p.parse_args()
     args.only, args.size = args.only.split(","), QUICK if args.quick else FULL
