@@ -198,21 +198,17 @@ def test_a_text_is_encoded_once(encoder, encoded, tmp_path):
 
 
 def test_a_killed_run_goes_on(encoder, encoded, tmp_path, monkeypatch):
-    def die(*args, **content):
+    def die(*args):  # all is encoded and written, but not yet under its name
         raise KeyboardInterrupt
 
-    cached(encoder, tmp_path / "killed", TEXTS[:2])
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(common.Path, "replace", die)  # encoded, and written, but not under its name
+        patch.setattr(common.Path, "replace", die)
         cached(encoder, tmp_path / "killed", TEXTS)
     for name in "killed", "whole":
-        for texts in TEXTS[:2], TEXTS:
-            cached(encoder, tmp_path / name, texts)
-    assert encoded == [TEXTS[:2], TEXTS[2:], TEXTS[2:], TEXTS[:2], TEXTS[2:]]
-    killed, whole = (sorted(tmp_path.glob(f"{name}/cache/*/*")) for name in ("killed", "whole"))
-    assert [path.name for path in killed] == [path.name for path in whole]
-    assert [path.read_bytes() for path in killed] == [path.read_bytes() for path in whole]
-    assert len(whole) == 2
+        cached(encoder, tmp_path / name, TEXTS)
+    assert encoded == [TEXTS] * 3
+    [killed], [whole] = (list(tmp_path.glob(f"{name}/cache/*/*")) for name in ("killed", "whole"))
+    assert killed.name == whole.name and killed.read_bytes() == whole.read_bytes()
 
 
 def test_another_dtype_or_inside_has_embeddings_of_its_own(encoder, runs, tmp_path):
@@ -236,9 +232,7 @@ def test_a_damaged_cache_file_is_named(encoder, tmp_path):
 
 
 # Files of a run folder
-@pytest.mark.parametrize(
-    "fault", ["cut", "flipped", "text", "code", "foreign", "kind", "lm", "missing"]
-)
+@pytest.mark.parametrize("fault", "cut flipped text code foreign kind lm missing".split())
 def test_a_file_that_is_not_what_it_should_be_is_refused(tmp_path, fault):
     path, tensor = tmp_path / "align-ko.pt", torch.arange(999.0)
     save(path, "align", lm="f" * 64, t=tensor, n=3, none=None)

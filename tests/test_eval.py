@@ -113,11 +113,8 @@ def test_table_and_results_agree(split, folder, capsys):
         numbers += [f"{100 * record['accuracy_std']:.2f}"]
         if record["method"] != "english":
             low, high = record["interval"]
-            numbers += [
-                f"{100 * record['gain']:+.2f}",
-                f"[{100 * low:+.2f},",
-                f"{100 * high:+.2f}]",
-            ]
+            gain = f"{100 * record['gain']:+.2f} [{100 * low:+.2f}, {100 * high:+.2f}]"
+            numbers += gain.split()
             assert low <= record["gain"] <= high
         assert row.split() == [word for word in words if word] + numbers
 
@@ -193,9 +190,8 @@ def test_rev_heads_predict_with_a_in_place(runs):
                 x = common.encode(encoder, texts)
         expected = common.logits(head["heads"], x).softmax(2).mean(0)
         got = evaluation.classify(runs, TEXTS, lang="ko", method="rev", arch=arch)[1]
-        assert torch.allclose(got, expected, atol=1e-6) and not torch.allclose(
-            got, english, atol=1e-3
-        )
+        assert torch.allclose(got, expected, atol=1e-6)
+        assert not torch.allclose(got, english, atol=1e-3)
     assert torch.equal(common.encode(encoder, texts), plain)  # A is out again
 
 
@@ -266,32 +262,21 @@ def other_runs(world, tmp_path_factory):
     write(base / "data/reviews/en/train.tsv", "label text", rows)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(step3_head, "STEPS", 20)
-        for name, model, data, task in (
-            ("nli", world.encoder, world.data, "nli"),
-            ("nan", base / "encoder", base / "data", "reviews"),
-        ):
-            main(
-                "step1_embed.py",
-                "--model",
-                model,
-                "--data",
-                data,
-                "--task",
-                task,
-                "--epochs",
-                0,
-                "--out",
-                base / name,
-            )
+        nan = base / "encoder", base / "data", "reviews"
+        for name, (model, data, task) in {
+            "nli": (world.encoder, world.data, "nli"),
+            "nan": nan,
+        }.items():
+            flags = "--model", model, "--data", data, "--task", task, "--epochs", 0
+            main("step1_embed.py", *flags, "--out", base / name)
             main("step3_head.py", "--lang", "ko", "--method", "english", "--out", base / name)
     return base / "nli", base / "nan"
 
 
 def test_pair_task_takes_two_columns(other_runs, label):
     texts = [(TEXTS[i], TEXTS[-i - 1]) for i in range(6)]
-    rows = label(
-        other_runs[0], ["\t".join(text) for text in texts], "--method", "english", "--text"
-    )
+    lines = ["\t".join(text) for text in texts]
+    rows = label(other_runs[0], lines, "--method", "english", "--text")
     labels, _ = evaluation.classify(other_runs[0], texts, lang="ko", method="english")
     assert [row[0] for row in rows] == labels and [tuple(row[2:]) for row in rows] == texts
     with pytest.raises(UserError, match="text.txt:2: not 2 filled column"):
@@ -339,9 +324,8 @@ def test_lines_are_read_as_they_are_labelled(runs, capsys, monkeypatch):
     evaluation.predict(lines(), "-", head, encoder, 1, args)
     printed.append(capsys.readouterr().out)
     assert max(ahead) == 3
-    assert [line.split("\t")[2] for line in "".join(printed).splitlines()] == [
-        TEXTS[i % len(TEXTS)] for i in range(50)
-    ]
+    labelled = [line.split("\t")[2] for line in "".join(printed).splitlines()]
+    assert labelled == [TEXTS[i % len(TEXTS)] for i in range(50)]
 
 
 @pytest.fixture(scope="module")
