@@ -159,15 +159,16 @@ def encode(encoder, texts, progress="encode", place="text ", first=1):
     out = torch.zeros(len(texts), encoder.dim, device=encoder.lm.device)
     for index in bar(cut, desc=progress):
         batch = pad([rows[i] for i in index], encoder.tokenizer, encoder.lm.device)
-        out[[mine[i] for i in index]] = encoder(batch)  # (B, D)
+        try:
+            out[[mine[i] for i in index]] = encoder(batch)  # (B, D)
+        except IndexError as err:
+            raise UserError(f"{type(encoder.lm).__name__} has no embedding for a token: {err}")
     if WORLD > 1:
         dist.all_reduce(out)  # the rows of the other ranks are 0 on this one
     out = out.cpu()
     bad = out.isfinite().all(1).logical_not().nonzero()  # (K, 1)
     if len(bad):
-        raise UserError(
-            f"{place}{first + bad[0].item()}: its embedding is not finite; try --amp off"
-        )
+        raise UserError(f"{place}{first + bad[0].item()}: not a finite embedding; try --amp off")
     return out
 
 
@@ -276,9 +277,20 @@ def read_lines(path):
         line = err.object.count(b"\n", 0, err.start) + 1
         raise UserError(f"{path}:{line}: not UTF-8; data/convert.py --encoding reads other files")
     except FileNotFoundError:
-        hint = "run python data/toy.py" if "toy" in str(path) else "see data/README.md"
+        hint = "is --data the root, see data/README.md? python data/toy.py makes data/toy"
         raise UserError(f"{path}: no such file; {hint}")
     return unicodedata.normalize("NFC", text).rstrip("\n").split("\n")
+
+
+def read_texts(lines, file, width):
+    """Lines -> texts, composed (NFC), one by one; UserError with the line of one that is none."""
+    for number, line in enumerate(lines, 1):
+        if re.search("[\udc80-\udcff]", line):  # what errors="surrogateescape" made of other bytes
+            raise UserError(f"{file}:{number}: not UTF-8; save the file as UTF-8")
+        text = unicodedata.normalize("NFC", line).rstrip("\n").split("\t")
+        if len(text) != width or not all(part.strip() for part in text):
+            raise UserError(f"{file}:{number}: not {width} filled column(s): empty, or labelled")
+        yield tuple(text)
 
 
 def read_tsv(path, *headers, labels=None):
@@ -292,7 +304,7 @@ def read_tsv(path, *headers, labels=None):
         if not all(cell.strip() for cell in row[1:]):
             raise UserError(f"{path}:{line}: an empty text; fill it or delete the row")
         if labels and row[0] not in labels:
-            raise UserError(f"{path}:{line}: label {row[0]!r}; en/train.tsv's are {labels}")
+            raise UserError(f"{path}:{line}: label {row[0]!r}, not one of step 1's {labels}")
     if len(rows) < 2:
         raise UserError(f"{path}: {len(rows)} rows below the header; give two or more")
     quoted = sum(any(t[0] == t[-1] == '"' for t in row[1:]) for row in rows) > len(rows) / 2
@@ -339,8 +351,8 @@ def hold_out(texts):
     """(kept, held out) row numbers, a tenth held out; rows of one first text (a premise) stay together."""
     first = [text[0] for text in texts]
     different = list(dict.fromkeys(first))
-    if len(different) < 2:
-        raise UserError(f"{len(texts)} rows of one first text cannot be divided; give more")
+    if len(different) < 10:
+        raise UserError(f"{len(different)} different texts: too few to hold out some; give 10")
     order = fixed_order(len(different))[: max(1, len(different) // 10)]
     held, rows = {different[i] for i in order}, range(len(texts))
     return [i for i in rows if first[i] not in held], [i for i in rows if first[i] in held]
@@ -350,10 +362,10 @@ def load_translated(info, lang, n=None, labelled=False, seed=0):
     """n pairs of translated.tsv, the first in a fixed order: (English texts d_en, translations T(d_en),
     y (n,) if `labelled`). n None: all. The same pair counts once; seed: another order."""
     path = Path(info["data"], info["task"], lang, "translated.tsv")
-    rows = read_tsv(path, *PAIRS, labels=info["labels"] if labelled else None)
+    rows = read_tsv(path, PAIRS[info["pair"]], labels=info["labels"] if labelled else None)
     rows = list({row[1:]: row for row in reversed(rows)}.values())[::-1]
     if n is not None and n > len(rows):
-        raise UserError(f"--n {n}: {path} has {len(rows)} different pairs; use --n {len(rows)}")
+        raise UserError(f"{path}: {len(rows)} different pairs, not {n}; step 2: --n {len(rows)}")
     rows = [rows[i] for i in fixed_order(len(rows), seed)[:n]]
     y = torch.tensor([info["labels"].index(row[0]) for row in rows]) if labelled else None
     half = len(rows[0]) // 2 + 1
@@ -439,14 +451,14 @@ def load_pretrained(name, pool="mean", max_len=256):
         why = " ".join(str(err).split())[:150]
         if "sentencepiece" in why or "tiktoken" in why:
             why = "its tokenizer needs: pip install sentencepiece protobuf"
-        raise UserError(f"--model {name}: {why}; give an encoder's hub name or folder")
+        raise UserError(f"--model {name}: {why}; give a hub name, or a folder like runs/encoder")
     return Encoder(lm, tokenizer, pool, max_len)
 
 
 def encoder_digest(folder, info):
     """Digest of an encoder/ folder's files and of what its vectors and labels depend on besides."""
     chosen = repr([info[key] for key in ("task", "labels", "pool", "max_len")])
-    paths = sorted(path for path in Path(folder).iterdir() if path.is_file())
+    paths = sorted(path for path in Path(folder).glob("[!.]*") if path.is_file())
     return digest_of(chosen.encode(), *(path.name.encode() + path.read_bytes() for path in paths))
 
 
@@ -510,7 +522,7 @@ def make_parser(doc, step):
     flag("--batch-tokens", type=int, help="encoded at once; lower it if memory runs out")
     if step > 1:
         flag("--data", help="root of the data, if it moved since step 1")
-        flag("--lang", required=step in (2, 3), help="target language, a folder beside en, e.g. ko")
+        flag("--lang", required=True, help="target language, a folder beside en, e.g. ko")
         flag("--arch", choices=ARCHES, default="fc", help="A: fc and ae are the paper's")
         flag("--n", type=int, help="pairs (paper: 5K to 50K; default: all, or those of the file)")
     if step > 2:
@@ -524,10 +536,10 @@ def make_parser(doc, step):
 def pick_device(args):
     """(device, dtype of the LM, None: fp32; both in words) of the flags, which are checked first."""
     for name, value in vars(args).items():
-        low = 0 if name in ("seed", "epochs", "lr", "l2") else 1
+        low = {"seed": 0, "epochs": 0, "lr": 0, "l2": 0, "max_len": 3}.get(name, 1)
         if type(value) in (int, float) and not value >= low:
             raise UserError(f"--{name.replace('_', '-')} {value}: give {low} or more")
-    if not re.fullmatch(r"[A-Za-z0-9_-]+", vars(args).get("lang") or "en"):
+    if not re.fullmatch(r"[A-Za-z0-9_-]+", vars(args).get("lang", "en")):
         raise UserError(f"--lang {args.lang!r}: give a language code such as ko")
     there = torch.accelerator.current_accelerator(True) or torch.device("cpu")
     try:

@@ -1,6 +1,6 @@
 """Evaluation of LangAlign (arXiv 2503.18603): heads on target-language test data, labels for new text.
 
-    python eval.py --lang ko                                     # the heads of one language; or of all
+    python eval.py --lang ko                                     # the heads of one language
     python eval.py --lang ko --predict reviews.txt > labels.tsv  # --predict - reads standard input
 
 Reads   <out>/ of steps 1 to 3 and <data>/<task>/<lang>/test.tsv.
@@ -11,9 +11,7 @@ Expect  on toy Korean english 57%, langalign fc 23 points more, with residuals 2
 
 import itertools
 import json
-import re
 import sys
-import unicodedata
 from functools import partial
 from pathlib import Path
 
@@ -21,8 +19,8 @@ import numpy as np
 import torch
 
 from common import HEADS, METHODS, PAIRS, ROWS, UserError, build_aligner, cached, encode, find
-from common import load, load_encoder, load_task, logits, make_parser, pick_device, read_tsv, run
-from common import say, warn_if, write_whole
+from common import load, load_encoder, load_task, logits, make_parser, pick_device, read_texts
+from common import read_tsv, run, say, warn_if, write_whole
 
 BOOTSTRAP = 10_000  # resamples behind a 95% interval
 CHUNK = 1_024  # lines that --predict labels at once: constant memory, order kept
@@ -93,17 +91,6 @@ def classify(out, texts, lang, device="cpu", dtype=None, **flags):
     return [head["labels"][i] for i in rows.argmax(1)], rows
 
 
-def read_texts(lines, file, width):
-    """Lines -> texts, composed (NFC), one by one; UserError with the line of one that is none."""
-    for number, line in enumerate(lines, 1):
-        if re.search("[\udc80-\udcff]", line):  # what errors="surrogateescape" made of other bytes
-            raise UserError(f"{file}:{number}: not UTF-8; save the file as UTF-8")
-        text = unicodedata.normalize("NFC", line).rstrip("\n").split("\t")
-        if len(text) != width or not all(part.strip() for part in text):
-            raise UserError(f"{file}:{number}: not {width} filled column(s), or with a label")
-        yield tuple(text)
-
-
 def predict(source, file, head, encoder, width, args):
     """Print a line a line of an open file: label, probability (--all: of each label), text (--text)."""
     if args.all:
@@ -146,28 +133,24 @@ def main():
     heads = [head for head in there if head["lm"] == encoder.digest]
     warn_if(len(heads) < len(there), "heads of another LM or task are left out: make them again")
     heads.sort(key=lambda head: (METHODS.index(head["method"]), head["n"] or 0))
-    langs = [args.lang] if args.lang else sorted({head["lang"] for head in heads} - {""})
-    if not langs or not heads or heads[0]["method"] != "english":
-        raise UserError(f"{args.out}: no heads; python step3_head.py --out {args.out} makes them")
-    say(f"eval | {machine} | {len(heads)} heads | {' '.join(langs)}")
-    results = []
-    for lang in langs:
-        mine = [head for head in heads if head["lang"] in (lang, "")]
-        records = evaluate(lang, mine, encoder, embed, info, args.split)
-        results += records
-        say("{lang}, {rows} {split} rows, majority class {majority:.2%}".format(**records[0]))
-        say(f"{'':32}     n  heads  accuracy    +-  points over english [95%]")
-        for r in records:
-            name = f"{r['method']} {r['arch'] or ''}".strip()
-            name += " residuals" if r["residuals"] else ""
-            name += f" l2 {r['l2']:g}" if r["l2"] != HEADS["l2"] else ""
-            line = f"  {name:28}{r['n'] or '-':>7}{r['heads']:7}"
-            line += f"{r['accuracy']:10.2%}{100 * r['accuracy_std']:6.2f}"
-            low, high = r["interval"]
-            gain = f"  {100 * r['gain']:+6.2f} [{100 * low:+.2f}, {100 * high:+.2f}]"
-            say(line + (gain if r["method"] != "english" else ""))
+    mine = [head for head in heads if head["lang"] in (args.lang, "")]
+    if not mine or mine[0]["method"] != "english":
+        raise UserError(f"{args.out}: no heads; python step3_head.py --lang {args.lang} makes them")
+    say(f"eval | {machine} | {len(mine)} heads")
+    records = evaluate(args.lang, mine, encoder, embed, info, args.split)
+    say("{lang}, {rows} {split} rows, majority class {majority:.2%}".format(**records[0]))
+    say(f"{'':32}     n  heads  accuracy    +-  points over english [95%]")
+    for r in records:
+        name = f"{r['method']} {r['arch'] or ''}".strip()
+        name += " residuals" if r["residuals"] else ""
+        name += f" l2 {r['l2']:g}" if r["l2"] != HEADS["l2"] else ""
+        line = f"  {name:28}{r['n'] or '-':>7}{r['heads']:7}"
+        line += f"{r['accuracy']:10.2%}{100 * r['accuracy_std']:6.2f}"
+        low, high = r["interval"]
+        gain = f"  {100 * r['gain']:+6.2f} [{100 * low:+.2f}, {100 * high:+.2f}]"
+        say(line + (gain if r["method"] != "english" else ""))
     path = Path(args.out, "results.json" if args.split == "test" else "results-dev.json")
-    write_whole(path, json.dumps(results, indent=1).encode())
+    write_whole(path, json.dumps(records, indent=1).encode())
     say(f"-> {path}")
 
 

@@ -86,12 +86,15 @@ def main():
     unknown = sum(row.count(encoder.tokenizer.unk_token_id) for row in rows)
     try:  # what would fail in the middle of the training fails here
         if min(max(lengths), encoder.max_len) < 3 or 2 * unknown > sum(lengths):
-            raise ValueError(f"{unknown} of {sum(lengths)} tokens unknown; no tokenizer files?")
+            raise ValueError(f"{unknown} tokens of {sum(lengths)} unknown; no tokenizer.json?")
         hardest = 0, lengths.index(max(lengths)), highest.index(max(highest))
         encode(encoder, [texts[i] for i in hardest])
-    except (IndexError, RuntimeError, TypeError, ValueError) as err:
+    except (RuntimeError, TypeError, ValueError) as err:
         why = f"{type(encoder.lm).__name__} fails on texts of up to {max(lengths)} tokens: {err}"
         raise UserError(f"--model {args.model}: {why}")
+    folder, fresh = Path(args.out, "encoder"), Path(args.out, ".encoder.tmp")
+    if folder.exists() and not Path(args.out, "embed.pt").exists():
+        raise UserError(f"{folder}: not of step 1, which replaces it; choose another --out")
     Path(args.out).mkdir(parents=True, exist_ok=True)
     tempfile.TemporaryFile(dir=args.out).close()  # a read-only folder fails now, not after training
     counts = str(dict(zip(info["labels"], y.bincount().tolist())))[:300]
@@ -102,7 +105,6 @@ def main():
     options = {"epochs": args.epochs, "lr": args.lr, "batch": args.batch, "seed": args.seed}
     history = tune(encoder, texts, y, dev_texts, dev_y, **options) if args.epochs else []
     info |= {"pool": args.pool, "max_len": encoder.max_len, "history": history, **options}
-    folder, fresh = Path(args.out, "encoder"), Path(args.out, ".encoder.tmp")
     if RANK == 0:
         shutil.rmtree(fresh, ignore_errors=True)  # of a killed run
         encoder.tokenizer.model_max_length = encoder.max_len
@@ -111,10 +113,11 @@ def main():
             encoder.lm.save_pretrained(fresh)
         except Exception as err:  # of a full disk: each library raises its own
             raise UserError(f"{fresh}: {err}; make room or choose another --out")
+        info["lm"] = encoder_digest(fresh, info)
+    save(Path(args.out, "embed.pt"), "embed", **info)
+    if RANK == 0:  # last: the folder is whole when its files are those that embed.pt names
         shutil.rmtree(folder, ignore_errors=True)
         fresh.rename(folder)
-        info["lm"] = encoder_digest(folder, info)
-    save(Path(args.out, "embed.pt"), "embed", **info)  # last: it says that the folder is whole
     majority = (dev_y.bincount().max() / len(dev_y)).item()
     for epoch, record in enumerate(history, 1):
         say("epoch {}: loss {loss:.3f}, English dev accuracy {dev:.2%}".format(epoch, **record))

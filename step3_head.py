@@ -19,7 +19,7 @@ import torch.nn.functional as F
 
 from common import UserError, bar, build_aligner, cached, file_name, find, load_encoder
 from common import load_english, load_task, load_translated, logits, make_parser, pick_device
-from common import read_lines, run, save, say, warn_if
+from common import read_lines, read_texts, run, save, say, warn_if
 
 EPOCHS, STEPS, BATCH = 10, 2_000, 64  # at least so many epochs and steps, for few rows; ours
 
@@ -85,7 +85,8 @@ def make_head(method, args, encoder, info, heads=None):
     _, _, dev_texts, dev_y = load_english(info)
     x, dev_x, arch, residuals = cache(texts), cache(dev_texts, "encode dev"), None, None
     if method == "centred":
-        unlabelled = [tuple(line.split("\t")) for line in read_lines(args.unlabelled)]
+        lines = read_lines(args.unlabelled)
+        unlabelled = list(read_texts(lines, args.unlabelled, 1 + info["pair"]))
         way = cache(unlabelled, "encode unlabelled").mean(0) - x.mean(0)  # (D,)
         x, dev_x = x + way, dev_x + way
     if method in ("langalign", "rev"):
@@ -121,8 +122,8 @@ def main():
     p = make_parser(__doc__, step=3)
     p.add_argument("--unlabelled", metavar="FILE", help="for centred: target text, a line each")
     args = p.parse_args()
-    if args.method == "centred" and not args.unlabelled:
-        raise UserError("--method centred needs --unlabelled FILE: target text, a line each")
+    if (args.method == "centred") != bool(args.unlabelled):
+        raise UserError("--method centred needs --unlabelled FILE, target text; no other has it")
     forward = args.method == "langalign"
     if args.residuals and not forward or args.arch == "inside" and forward:
         raise UserError("--residuals goes with --method langalign, --arch inside with --method rev")

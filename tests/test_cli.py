@@ -137,15 +137,15 @@ def unlabelled(rows):
 BART = {"d_model": 32, "encoder_layers": 1, "decoder_layers": 1, "encoder_attention_heads": 2}
 BART |= {"decoder_attention_heads": 2, "encoder_ffn_dim": 32, "decoder_ffn_dim": 32}
 FLAGS = r"""
-step1 --data {path}/none       : none/reviews/en/train.tsv: no such file; see data/README.md
-step1 --data {path}/toy        : no such file; run python data/toy.py
-step1 --model {path}/none      : --model .*none: .*; give an encoder's hub name or folder
+step1 --data {path}/none       : none/reviews/en/train.tsv: no such file; is --data the root
+step1 --out {path}/encoder/..  : encoder: not of step 1, which replaces it; choose another --out
+step1 --model {path}/none      : --model .*none: .*; give a hub name, or a folder
 step1 --lr 1e30                : the loss is nan: lower --lr 1e[+]30
 step2 --out {path}/none        : none/embed.pt: No such file.* python step1_embed.py
 step2 --lang xx                : xx/translated.tsv: no such file
 step2 --lang ko/               : --lang 'ko/': give a language code
 step2 --lang [ko]              : --lang '\[ko\]': give a language code
-step2 --n 9999                 : --n 9999: .*ko/translated.tsv has (\d+) different pairs; use --n \1
+step2 --n 9999                 : ko/translated.tsv: (\d+) different pairs, not 9999; step 2: --n \1
 step2 --n 0                    : --n 0: give 1 or more
 step3 --n -3                   : --n -3: give 1 or more
 step2 --arch FC                : --arch: invalid choice: 'FC' .*'fc'.*'inside'
@@ -158,9 +158,17 @@ step3 --n 7                    : no align-ko-fc-n7.pt: python step2_align.py
 """
 BROKEN = [  # (what is broken, command, what the line says)
     (put("file", b""), "step1 --out {path}/file", "file"),
-    (dev_labels, "step1", r"dev.tsv:2: label 'good'; .* \['negative', 'positive'\]"),
+    (
+        dev_labels,
+        "step1",
+        r"dev.tsv:2: label 'good', not one of step 1's \['negative', 'positive'\]",
+    ),
     (drop("data/reviews/ko/train.tsv"), "step3 --method native --data {data}", "no such file"),
-    (pairs(unlabelled), "step3 --method translated --data {data}", "translated.tsv:2: label ''; "),
+    (
+        pairs(unlabelled),
+        "step3 --method translated --data {data}",
+        "translated.tsv:2: label '', not",
+    ),
     (copy_aligner("align-ko-fc-n9.pt"), "step3", r"by --n.*: align-ko-fc-n\d+.pt align.*n9.pt"),
     (another_lm, "step3", r"align-ko-fc-n\d+.pt: .*another LM.*: python step2_align.py"),
     (put("runs/encoder/config.json", b"{}"), "step3", "encoder: other files .*; run step 1 again"),

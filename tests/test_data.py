@@ -132,7 +132,7 @@ def test_held_out_rows_share_no_first_text():
     kept, held = hold_out(texts)
     assert sorted(kept + held) == list(range(300)) and len(held) == 30
     assert not {texts[i][0] for i in kept} & {texts[i][0] for i in held}
-    refused(lambda: hold_out([("a", "b"), ("a", "c")]), "2 rows of one first text")
+    refused(lambda: hold_out([("a", "b"), ("a", "c")]), "1 different texts: too few")
 
 
 def test_dev_is_held_out_where_there_is_none(world, tmp_path):
@@ -166,7 +166,9 @@ def test_the_same_pair_counts_once(tmp_path):
     path = write(tmp_path / "t/ko/translated.tsv", PAIRS[0], rows)
     english, target, y = load_translated(info, "ko", labelled=True)
     assert len(set(zip(english, target))) == len(english) == 21 and y.tolist() == [0] * 21
-    refused(lambda: load_translated(info, "ko", 22), path, "21 different pairs; use --n 21")
+    refused(
+        lambda: load_translated(info, "ko", 22), path, "21 different pairs, not 22; step 2: --n 21"
+    )
 
 
 # The cache of embeddings
@@ -306,9 +308,9 @@ def break_model(folder, fault):
     [
         ("no tokenizer", "tokenizer"),
         ("no padding", "without padding"),
-        ("no room", "tokens unknown"),
+        ("no room", "unknown; no tokenizer.json"),
         ("ids beyond the table", "XLMRobertaModel fails on texts of up to 10 tokens"),
-        ("not finite", "embedding is not finite"),
+        ("not finite", "not a finite embedding"),
         ("missing weights", "encoder.layer.1.output.dense.weight"),
     ],
 )
