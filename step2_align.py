@@ -83,7 +83,7 @@ def solve(arch, x, y, held_x, held_y):
 
 
 # Ours: A inside the frozen LM -------------------------------------------------------------------
-def fit_inside(inside, encoder, texts, y, held, held_y, epochs=None, lr=1e-3, batch=32, seed=0):
+def fit_inside(inside, encoder, texts, y, held, held_y, epochs=None, lr=3e-3, batch=32, seed=0):
     """Minimise Eq. 1 reversed, |e_A(T(d)) - e(d)|^2, where e_A is the frozen LM with A in it: texts T(d),
     y = e(d) (N, D). epochs None: 4, more for few pairs; the last is kept. Returns held-out MSEs."""
     model = average_gradients(inside.to(encoder.lm.device))  # of several GPUs

@@ -229,7 +229,7 @@ def main():
     p.add_argument(
         "--distil", action="store_true", help="only the whole LM, distilled on the pairs"
     )
-    p.add_argument("--lr", type=float, default=1e-3, help="of inside and distil (default: 1e-3)")
+    p.add_argument("--lr", type=float, default=3e-3, help="of inside and distil (default: 3e-3)")
     p.add_argument("--data", help="root of the data, if it moved since step 1")
     p.add_argument(
         "--table", nargs="+", metavar="OUT", help="print the means over these run folders"
