@@ -10,8 +10,8 @@ Writes   --out, <root>/<task>/<lang>/{train,dev,test}.tsv, or translated.tsv wit
 Expect   the rows read, dropped and written, and each label with its count: are they yours?
 
 The delimiter is the one for which the header has the columns you name. White space inside a text
-becomes one space, and text is composed (NFC). Dropped, and counted: rows without a text or a label,
-rows whose label --rename does not name, and all but the first of rows that are the same.
+becomes one space, and text is composed (NFC). Dropped, and counted: the header again, rows without a
+text or a label, whose label --rename does not name, and all but the first of rows that are the same.
 """
 
 import argparse
@@ -20,6 +20,7 @@ import csv
 import io
 import json
 import re
+import shlex
 import sys
 import unicodedata
 from collections import Counter
@@ -28,7 +29,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from common import UserError, fixed_order, run, write_whole
+from common import UserError, fixed_order, run, warn_if, write_whole
 
 COLUMNS = ["label", "text", "text_b", "translation", "translation_b"]  # flags, and names written
 QUOTING = (
@@ -37,12 +38,19 @@ QUOTING = (
     {"quoting": csv.QUOTE_NONE},  # a " is an ordinary character, as in most TSV files
 )
 SHOWN = 12  # labels that are printed
+MAGIC = {  # first bytes of files that are no text
+    b"PK\x03\x04": "an Excel workbook or another zip",
+    b"\xd0\xcf\x11\xe0": "an old Excel workbook",
+    b"PAR1": "a parquet file",
+    b"\x1f\x8b": "a gzip",
+}
 
 
 def decode(raw, path, encoding):
     """Bytes -> text: of `encoding`, else of its byte order mark, else UTF-8."""
-    if raw.startswith(b"PK\x03\x04"):
-        raise UserError(f"{path}: an Excel workbook or another zip; save the sheet as CSV UTF-8")
+    for magic, kind in MAGIC.items():
+        if raw.startswith(magic):
+            raise UserError(f"{path}: {kind}, not text; save the table as CSV UTF-8")
     utf16 = raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
     encoding = encoding or ("utf-16" if utf16 else "utf-8")
     try:
@@ -60,9 +68,16 @@ def decode(raw, path, encoding):
     return text
 
 
-def read_json(text, path):
+def read_json(text, path, wanted):
     """(columns, [{column: value}]) of a list of objects, or of one object a line."""
-    lines = [text] if text.lstrip().startswith("[") else text.split("\n")
+    is_list = text.lstrip().startswith("[")
+    lines = [text] if is_list else text.split("\n")
+    try:
+        is_one = not is_list and json.loads(text) is not None
+    except ValueError:  # an object a line
+        is_one = False
+    if is_one:
+        raise UserError(f"{path}: one object; give the list inside it, or one object a line")
     records = []
     for number, line in enumerate(lines, 1):
         try:
@@ -72,6 +87,11 @@ def read_json(text, path):
         records += found if isinstance(found, list) else [found]
     if not all(isinstance(record, dict) for record in records):
         raise UserError(f"{path}: not all of it are objects; give one object a line, or a list")
+    for number, record in enumerate(records, 1):
+        for name in wanted:
+            if isinstance(record.get(name), (dict, list)):
+                what = f"{name!r} holds an object or a list"
+                raise UserError(f"{path}: object {number}: {what}; put the text itself there")
     return list(dict.fromkeys(name for record in records for name in record)), records
 
 
@@ -111,8 +131,9 @@ def read_csv(text, path, wanted):
 def read(path, encoding, wanted):
     """The rows of a file as dicts; UserError that lists its columns if one is missing."""
     text = decode(path.read_bytes(), path, encoding)
-    if path.suffix.lower() in (".json", ".jsonl", ".ndjson"):
-        columns, records = read_json(text, path)
+    is_json = re.match(r'\s*(\[\s*)?\{\s*"', text)  # whatever its name
+    if is_json or path.suffix.lower() in (".json", ".jsonl", ".ndjson"):
+        columns, records = read_json(text, path, wanted)
     else:
         columns, records = read_csv(text, path, wanted)
     for name in wanted:
@@ -133,7 +154,10 @@ def select(records, names, rename):
     """([(label, text, ...)], Counter of labels in the file, Counter of why rows were dropped)."""
     rows, labels, dropped = {}, Counter(), Counter()
     for record in tqdm(records, desc="convert", unit="row", delay=2, leave=False):
-        label, *texts = (clean(record.get(name)) for name in names)
+        label, *texts = cells = [clean(record.get(name)) for name in names]
+        if cells == [clean(name) for name in names]:
+            dropped["that are the header again"] += 1
+            continue
         row = (rename.get(label, label), *texts)
         labels[label] += 1
         if not all(texts) or (names[0] and not label):
@@ -163,6 +187,25 @@ def quoted(counts):
     """Labels quoted with their counts, the most frequent first."""
     words = [f"{label!r} {count:,}" for label, count in counts.most_common(SHOWN)]
     return ", ".join(words) + (f" and {len(counts) - SHOWN:,} more" if len(counts) > SHOWN else "")
+
+
+def doubts(rows, labels, rename):
+    """What step 1 warns of or refuses in the labels of the rows, and the mend; "" if nothing."""
+    names, looks = {row[0] for row in rows}, {}  # looks: a label as step 1 compares it -> label
+    if len(names) > max(2, len(rows) / 10):
+        return f"{len(names):,} classes in {len(rows):,} rows; is --label the label's column?"
+
+    mend, alike = [], ""
+    for old, _ in labels.most_common():
+        if (new := rename.get(old, old)) in names:
+            look = unicodedata.normalize("NFKC", new).casefold()
+            look = re.sub(r"[\s\u00ad\u200b-\u200d\ufeff]", "", look)
+            mend.append(f"{old}={looks.setdefault(look, new)}")
+            alike = f"{looks[look]!r} and {new!r}" if looks[look] != new else alike
+    if alike:
+        mend = shlex.quote(",".join(mend))
+        return f"labels {alike} look alike; mend them by --force --rename {mend}"
+    return "one label only; a task has two or more" if len(names) < 2 else ""
 
 
 def renames(text):
@@ -229,6 +272,8 @@ def main(argv=None):
 
     records = read(args.file, args.encoding, [name for name in names if name])
     rows, labels, dropped = select(records, names, args.rename)
+    if lost := [old for old in args.rename if old not in labels]:
+        raise UserError(f"--rename: no label {lost[0]!r} in {args.file}; it has {quoted(labels)}")
     if not rows:
         found = f"no row of {len(records):,} is left; labels: {quoted(labels)}"
         raise UserError(f"{args.file}: {found}")
@@ -245,7 +290,10 @@ def main(argv=None):
         print(f"labels: {quoted(Counter(row[0] for row in rows))}")
     for path, part in zip(paths, parts):
         print(f"-> {path}: {len(part):,} rows")
-    print(f"next: {next_command(args.out)}")
+    doubt = doubts(rows, labels, args.rename) if args.label else ""
+    warn_if(doubt, doubt)
+    if not doubt:
+        print(f"next: {next_command(args.out)}")
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ Writes  <out>/experiments.json: a record a method, language, n and seed. The sam
 import argparse
 import contextlib
 import copy
+import itertools
 import json
 import sys
 import time
@@ -27,13 +28,15 @@ from torch import nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from common import Aligner, Inside, cached, encode, hold_out, load_encoder, load_english, load_task
-from common import load_translated, logits, pick_device, run, write_whole
+from common import Aligner, Inside, UserError, cached, encode, hold_out, load_encoder, load_english
+from common import load_task, load_translated, logits, pick_device, run, write_whole
 from eval import bootstrap
 from step2_align import fit, fit_inside, solve
 from step3_head import train_heads
 
 STUDENT = {2: 12.71, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571}  # 97.5% quantile for so many runs
+STUDENT |= {7: 2.447, 8: 2.365, 9: 2.306, 10: 2.262}
+LR = 3e-3  # of inside and distil
 
 
 def calibration_error(probabilities, y, bins=10):
@@ -178,44 +181,67 @@ def inside_of_n(L, n, subset, distil, lr):
     y = L.cache(english)  # e(d_en), the target of Eq. 1 reversed
     train, held = hold_out(english)
     texts, held_texts = [target[i] for i in train], [target[i] for i in held]
+    dev_texts, dev_y = load_task(L.info, L.lang, "dev")
     torch.manual_seed(0)
     inside, start = Whole(L.encoder) if distil else Inside(L.encoder.lm), time.perf_counter()
     fit_inside(inside, L.encoder, texts, y[train], held_texts, y[held], lr=lr)
     told = {"n": len(english), "subset": subset, "seconds": time.perf_counter() - start}
     with inside.on(L.encoder):
         test_x = encode(L.encoder, L.test_texts)
-        dev_texts, dev_y = load_task(L.info, L.lang, "dev")
         dev = (logits(L.english, encode(L.encoder, dev_texts)).argmax(2) == dev_y).double().mean()
     told["dev"] = dev.item()
-    return L.record(f"distilled, lr {lr:g}" if distil else "inside", L.english, test_x, **told)
+    method = "distilled" if distil else "inside"
+    method += f", lr {lr:g}" if distil or lr != LR else ""
+    return L.record(method, L.english, test_x, **told)
 
 
-def print_table(folders, langs):
-    """Print mean gain and Student's interval over run folders (languages, subsets, seeds averaged first)."""
-    gains = {}  # (method, n) -> {run folder: [gain, ...]}
+def read_records(folder):
+    """The list in <folder>/experiments.json; UserError if it is damaged."""
+    path = Path(folder, "experiments.json")
+    try:
+        return json.loads(path.read_text())
+    except ValueError:
+        raise UserError(f"{path}: damaged; delete it, and run data/experiments.py again")
+
+
+def collect(folders, langs=()):
+    """{(method, n): {run folder: [record, ...]}} of what has a gain."""
+    if len(folders) > max(STUDENT):
+        raise UserError(f"{len(folders)} run folders: give {max(STUDENT)} at most")
+    gains = {}
     for folder in folders:
-        for r in json.loads(Path(folder, "experiments.json").read_text()):
+        for r in read_records(folder):
             if "gain" in r and r["lang"] in (langs or [r["lang"]]):
                 runs = gains.setdefault((r["method"], r.get("n")), {})
                 runs.setdefault(folder, []).append(r)
+    return gains
+
+
+def mean_gain(runs):
+    """(mean, half of Student's interval) over run folders; languages, subsets, seeds averaged first."""
+    means = [np.mean([r["gain"] for r in records]) for records in runs.values()]
+    if len(means) == 1:
+        return means[0], 0
+    return np.mean(means), STUDENT[len(means)] * np.std(means, ddof=1) / len(means) ** 0.5
+
+
+def print_table(folders, langs):
+    """Print mean gain and Student's interval over run folders."""
     print(f"{'method':28}{'n':>7} runs  accuracy   gain  95% over runs  above 0     ECE  tempered")
-    for (method, n), runs in gains.items():
+    for (method, n), runs in collect(folders, langs).items():
         rows = [r for records in runs.values() for r in records]
-        means = [np.mean([r["gain"] for r in records]) for records in runs.values()]
-        half = (
-            STUDENT[len(means)] * np.std(means, ddof=1) / len(means) ** 0.5 if len(means) > 1 else 0
-        )
+        mean, half = mean_gain(runs)
         clear = sum(r["interval"][0] > 0 for r in rows)
         numbers = [
             np.mean([r[key] for r in rows]) * 100 for key in ("accuracy", "ece", "ece_tempered")
         ]
         print(
-            f"{method:28}{n or '-':>7}{len(means):5}{numbers[0]:10.2f}{100 * np.mean(means):+7.2f}"
+            f"{method:28}{n or '-':>7}{len(runs):5}{numbers[0]:10.2f}{100 * mean:+7.2f}"
             f"       +-{100 * half:5.2f}{clear:5}/{len(rows):<3}{numbers[1]:8.1f}{numbers[2]:10.1f}"
         )
 
 
-def main():
+def main(argv=None):
     raw = argparse.RawDescriptionHelpFormatter
     p = argparse.ArgumentParser(description=__doc__, usage=argparse.SUPPRESS, formatter_class=raw)
     p.add_argument("--out", help="run folder of step 1")
@@ -225,33 +251,39 @@ def main():
     )
     p.add_argument("--subsets", type=int, default=1, help="random draws of n pairs (default: 1)")
     p.add_argument("--seeds", type=int, default=3, help="of fc and ae (default: 3)")
-    p.add_argument("--inside", action="store_true", help="only A inside the LM: minutes a language")
-    p.add_argument(
-        "--distil", action="store_true", help="only the whole LM, distilled on the pairs"
-    )
-    p.add_argument("--lr", type=float, default=3e-3, help="of inside and distil (default: 3e-3)")
+    only = p.add_mutually_exclusive_group().add_argument
+    only("--inside", action="store_true", help="only A inside the LM: minutes a language")
+    only("--distil", action="store_true", help="only the whole LM, distilled on the pairs")
+    p.add_argument("--lr", type=float, default=LR, help="of inside and distil (default: 3e-3)")
     p.add_argument("--data", help="root of the data, if it moved since step 1")
     p.add_argument(
         "--table", nargs="+", metavar="OUT", help="print the means over these run folders"
     )
-    args = p.parse_args()
+    args = p.parse_args(argv)
     if args.table:
         return print_table(args.table, args.lang)
-
-    device, dtype, _ = pick_device(argparse.Namespace(device=None, amp=None))
+    if not (args.out and args.lang):
+        p.error("give --out, the run folder of step 1, and --lang; or --table")
+    if args.lr != LR and not (args.inside or args.distil):
+        p.error("--lr goes with --inside or --distil")
+    for lang, n in itertools.product(args.lang, args.n):  # every flag is checked before any work
+        flags = {**vars(args), "lang": lang, "n": n, "device": None, "amp": None}
+        device, dtype, _ = pick_device(argparse.Namespace(**flags))
     encoder, info = load_encoder(args.out, device, dtype, args.data)
     path = Path(args.out, "experiments.json")
 
     def recorded():
-        return json.loads(path.read_text()) if path.exists() else []
+        return read_records(args.out) if path.exists() else []
 
     done = {json.dumps(r["job"]) for r in recorded()}
     kind = f"distil {args.lr:g}" if args.distil else args.inside
+    if args.inside and args.lr != LR:
+        kind = f"inside {args.lr:g}"
     for lang in args.lang:
         L = Language(encoder, info, args.out, lang)
         jobs = [[lang, n, s, kind] for n in args.n for s in range(args.subsets)]
-        if not kind and args.n == [None]:
-            jobs.append([lang, "fixed", 0, False])
+        if not kind and args.n == [None]:  # first: it soon misses a file that is not there
+            jobs.insert(0, [lang, "fixed", 0, False])
         for job in [job for job in jobs if json.dumps(job) not in done]:
             _, n, subset, kind = job
             if n == "fixed":

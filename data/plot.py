@@ -9,17 +9,14 @@ Writes  an SVG: a line a method, the mean over run folders and languages; with t
 
 import argparse
 import html
-import json
 import math
 import sys
 from pathlib import Path
 
-import numpy as np
-
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from common import UserError, run, write_whole
-from experiments import STUDENT
+from experiments import collect, mean_gain
 
 SHOWN = {  # method: colour that stands out on white and on black
     "inside": "#d9480f",
@@ -34,22 +31,8 @@ WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 800, 380, 60, 220, 20, 50
 
 def means(folders):
     """{(method, n): (mean gain, half interval)} in points over run folders."""
-    gains = {}
-    for folder in folders:
-        for r in json.loads(Path(folder, "experiments.json").read_text()):
-            if "gain" in r:
-                runs = gains.setdefault((r["method"], r.get("n")), {})
-                runs.setdefault(folder, []).append(100 * r["gain"])
-    out = {}
-    for key, runs in gains.items():
-        values = [np.mean(v) for v in runs.values()]
-        half = (
-            STUDENT[len(values)] * np.std(values, ddof=1) / len(values) ** 0.5
-            if len(values) > 1
-            else 0
-        )
-        out[key] = np.mean(values), half
-    return out
+    points = {key: mean_gain(runs) for key, runs in collect(folders).items()}
+    return {key: (100 * mean, 100 * half) for key, (mean, half) in points.items()}
 
 
 def text(x, y, words, anchor="start", colour="#868e96"):
@@ -114,12 +97,12 @@ def draw(points):
     return f'<svg xmlns="http://www.w3.org/2000/svg" {size}>\n' + "\n".join(parts) + "\n</svg>\n"
 
 
-def main():
+def main(argv=None):
     raw = argparse.RawDescriptionHelpFormatter
     p = argparse.ArgumentParser(description=__doc__, usage=argparse.SUPPRESS, formatter_class=raw)
     p.add_argument("folders", nargs="+", metavar="OUT", help="run folders with experiments.json")
     p.add_argument("--out", default="data/langalign.svg", help="the picture (default: %(default)s)")
-    args = p.parse_args()
+    args = p.parse_args(argv)
     if not args.out.endswith(".svg"):
         raise UserError(f"--out {args.out}: give a name that ends in .svg")
     write_whole(args.out, draw(means(args.folders)).encode())

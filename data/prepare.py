@@ -548,6 +548,9 @@ def get_args(argv=None):
     if (args.task, args.lang) not in NEEDS:
         has = " ".join(sorted(lang for task, lang in NEEDS if task == args.task))
         p.error(f"{args.task} --lang {args.lang}: no such data here; {args.task} has {has}")
+    for flag, folder in (("--root", args.root), ("--cache", args.cache)):
+        if Path(folder).is_file():
+            p.error(f"{flag} {folder}: a file; give a folder")
     return args
 
 

@@ -244,7 +244,8 @@ def main(argv=None):
         remove(building)
     report(worlds)
     print(f"masked-LM loss {loss:.2f} -> {args.out} in {time.time() - start:.0f} s")
-    print("next: python step1_embed.py")
+    flags = f" --data {args.out} --model {args.out}/encoder"
+    print(f"next: python step1_embed.py{flags if args.out != parser.get_default('out') else ''}")
 
 
 if __name__ == "__main__":

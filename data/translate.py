@@ -438,7 +438,10 @@ def export(args):
 
 def read_merge(path, columns, rows):
     """({id: translations}, {id: its line if it has none}) of a file handed back, checked."""
-    header, *lines = (line.split("\t") for line in read_lines(path))  # read_tsv refuses empty cells
+    try:  # not read_tsv, which refuses empty cells
+        header, *lines = (line.split("\t") for line in read_lines(path))
+    except UserError as err:
+        raise UserError(f"{str(err).split('; ')[0]}; give the export with translations, as UTF-8")
     for name in ("id", *columns, *translation_names(columns)):
         if header.count(name) != 1:
             raise UserError(
@@ -467,8 +470,8 @@ def check_merged(cell, columns, rows, seen, where):
     """UserError unless a row handed back has an id of the export, its texts, and no double."""
     key = cell["id"]
     if key not in rows:
-        why = f"id {key!r} is none of the {len(rows)} rows; give the --n of the export"
-        raise UserError(f"{where}: {why}")
+        mend = "give the --n of the export" if key.isdigit() else "leave the ids as exported"
+        raise UserError(f"{where}: id {key!r} is none of the {len(rows)} rows; {mend}")
     if key in seen:
         raise UserError(f"{where}: id {key} again, as on line {seen[key]}; keep one of the two")
     for name, text in zip(columns, rows[key][1:]):

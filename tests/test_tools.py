@@ -8,6 +8,7 @@ import json
 import os
 import random
 import re
+import shlex
 import sys
 import threading
 import time
@@ -25,7 +26,10 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "data")]
 
 import convert
+import experiments
+import plot
 import prepare
+import toy
 import translate
 
 import common
@@ -88,11 +92,11 @@ def test_encodings_and_composed_text(go):
 
 
 def test_rows_are_renamed_dropped_and_counted(go, capsys):
-    content = b"stars,text\n5,good\n5 ,good\n1,bad\n3,so so\n1,\n,lost\n"
+    content = b"stars,text\n5,good\n5 ,good\n1,bad\nstars,text\n3,so so\n1,\n,lost\n"
     assert go(content, "--rename", "1=neg,5=pos") == [["pos", "good"], ["neg", "bad"]]
     out = capsys.readouterr().out
-    for told in ("1 that are the same", "1 whose label --rename", "2 without a text or label"):
-        assert f"dropped {told}" in out
+    for told in ("the same", "the header again", "label --rename", "without a text or label"):
+        assert re.search(f"dropped {1 + ('without' in told)} .*{told}", out)
     assert "labels: 'pos' 1, 'neg' 1" in out
     assert re.search("next: python step1_embed.py .*/mine --task reviews", out)
 
@@ -117,23 +121,85 @@ def test_pairs_without_labels_become_translated_tsv(tmp_path, capsys):
 @pytest.mark.parametrize(
     "content, args, match",
     [
-        ("id,review\n1,a\n", [], "no column 'stars'; its columns are: id, review"),
-        ("stars,text\n1,영화\n", [], r"csv:2: not utf-8; give --encoding, such as cp949"),
-        ("stars,text\n1,a,b\n5,c\n", [], "csv:2: not the 2 cells of the header"),
-        ("stars,text\n1.0,a\n", ["--rename", "1=neg"], "no row of 1 is left; labels: '1.0' 1"),
-        ("stars,text\n1,a\n", ["--out", "train.tsv"], "train.tsv: give <root>/<task>/<lang>"),
+        (b"id,review\n1,a\n", [], "no column 'stars'; its columns are: id, review"),
+        ("stars,text\n1,영화\n".encode("cp949"), [], "csv:2: not utf-8; .*, such as cp949"),
+        (b"stars,text\n1,a,b\n5,c\n", [], "csv:2: not the 2 cells of the header"),
+        (b"stars,text\n1,\n", [], "no row of 1 is left; labels: '1' 1"),
+        (b"stars,text\n1.0,a\n", ["--rename", "1=neg"], "no label '1' in .*; it has '1.0' 1"),
+        (b"stars,text\n1,a\n", ["--out", "train.tsv"], "train.tsv: give <root>/<task>/<lang>"),
+        (b"PAR1\x15", [], "a parquet file, not text; save the table as CSV"),
+        (b"\xd0\xcf\x11\xe0\0", [], "an old Excel workbook, not text"),
+        (b'{"all": [{"stars": 1, "text": "a"}]}', [], "one object; give the list inside it"),
+        (b'[{"stars": 1, "text": {"en": "a"}}]', [], "object 1: 'text' holds an object"),
     ],
 )
 def test_mistakes_of_convert(go, tmp_path, content, args, match):
-    refuse(lambda _: go(content.encode("cp949"), *args), match=match)
+    refuse(lambda _: go(content, *args), match=match)
     assert not (tmp_path / "mine").exists()
 
 
-def test_a_file_that_is_there_is_replaced_only_by_force(go, tmp_path):
-    old = go(b"stars,text\n1,old\n")
-    refuse(lambda _: go(b"stars,text\n1,new\n"), match="is there already; .*--force")
-    assert table(tmp_path / "mine/reviews/en/train.tsv")[1:] == old
-    assert go(b"stars,text\n1,new\n", "--force") == [["1", "new"]]
+def test_labels_that_a_task_cannot_have_are_a_warning(go, tmp_path, capsys):
+    for labels, told in (
+        (["5"], "one label only"),
+        (range(30), "30 classes in 30 rows; is --label the label's column"),
+        (["Good", "good", "1"], "'Good' and 'good' look alike; .* Good=Good,good=Good,1=1"),
+    ):
+        lines = [{"stars": labels[i % len(labels)], "text": f"film {i}"} for i in range(30)]
+        content = "\n".join(map(json.dumps, lines)).encode()
+        rows = go(content, "--force", name="a.txt")
+        out, err = capsys.readouterr()
+        assert len(rows) == 30 and re.search(told, err) and "next:" not in out
+    refuse(lambda _: go(content), match="is there already; .*--force")
+    assert table(tmp_path / "mine/reviews/en/train.tsv")[1:] == rows
+    assert {row[0] for row in go(content, *shlex.split(err.split(" by ")[1]))} == {"Good", "1"}
+    assert "next:" in capsys.readouterr().out
+
+
+# experiments.py, plot.py, toy.py
+@pytest.mark.parametrize(
+    "main, args, match",
+    [
+        (experiments.main, "", "give --out, .* and --lang"),
+        (experiments.main, "--out r --lang ko ko/", "--lang 'ko/': give a language code"),
+        (experiments.main, "--out r --lang ko --n 20 0", "--n 0: give 1 or more"),
+        (experiments.main, "--out r --lang ko --seeds 0", "--seeds 0: give 1 or more"),
+        (experiments.main, "--out r --lang ko --distil --lr nan", "--lr nan: give 0 or more"),
+        (experiments.main, "--out r --lang ko --lr 1e-4", "--lr goes with --inside or --distil"),
+        (experiments.main, "--table" + 11 * " r", "11 run folders: give 10 at most"),
+        (experiments.main, "--table r", "r/experiments.json: damaged; delete it"),
+        (plot.main, "r --out a.svg", "r/experiments.json: damaged; delete it"),
+        (
+            prepare.main,
+            "nusax --lang jv --root r/experiments.json",
+            "--root .*: a file; give a fol",
+        ),
+    ],
+)
+def test_mistakes_of_other_tools(tmp_path, monkeypatch, main, args, match):
+    monkeypatch.chdir(tmp_path)
+    write(Path("r/experiments.json"), ["[{"])
+    refuse(main, *args.split(), match=match)
+    assert len([*tmp_path.rglob("*")]) == 2  # nothing was written
+
+
+def test_means_over_ten_runs_and_their_interval(tmp_path, capsys):
+    record = {"lang": "ko", "method": "fc", "accuracy": 0.5, "interval": [0, 1], "ece": 0}
+    for i in range(10):
+        rows = [{**record, "n": n, "gain": i / 100, "ece_tempered": 0} for n in (25, 50)]
+        write(tmp_path / f"{i}/experiments.json", [json.dumps(rows)])
+    folders = [str(tmp_path / str(i)) for i in range(10)]
+    experiments.main(["--table", *folders])
+    half = 2.262 * 3.0277 / 10**0.5  # Student's t, and the standard deviation of 0 ... 9
+    assert f"50   10     50.00  +4.50       +- {half:.2f}" in capsys.readouterr().out
+    assert plot.means(folders)["fc", 25] == pytest.approx((4.5, half), abs=1e-3)
+    plot.main([*folders, "--out", str(tmp_path / "a.svg")])
+    assert "fc +4.5" in (tmp_path / "a.svg").read_text()
+
+
+def test_toy_tells_the_next_command(tmp_path, capsys):
+    toy.main(["--rows", "60", "--steps", "10", "--out", str(tmp_path / "t")])
+    last = f"next: python step1_embed.py --data {tmp_path}/t --model {tmp_path}/t/encoder\n"
+    assert capsys.readouterr().out.endswith(last)
 
 
 # prepare.py
@@ -169,10 +235,8 @@ class World:
         both = enumerate(zip(pairs("en", range(12)), pairs("ja", range(12))))
         rows = [[*en, *ja[1:], ("train", "test")[i // 9]] for i, (en, ja) in both]
         self.put("JSICK", "jsick.tsv", prepare.SOURCES["JSICK"].columns, rows)
-        usage = ("train", "dev", "test")
-        rows = [
-            [str(i), ("1", "0", "-1")[i % 3], f"部屋{i}", "{}", usage[i // 6]] for i in range(18)
-        ]
+        use = ("train", "dev", "test")
+        rows = [[f"{i}", f"{1 - i % 3}", f"部屋{i}", "{}", use[i // 6]] for i in range(18)]
         self.put("JRTE", "pn.tsv", "", rows)
         for split, numbers in (("train", range(9)), ("dev", range(8, 12))):
             rows = [[f"film {i}", str(i % 2)] for i in numbers]
@@ -468,12 +532,15 @@ def test_export_and_merge_keep_order_and_compose(data):
     merge = exchange(data, "pair", 12, shuffle)
     expected = [[*row, *(f"영화 {text}" for text in row)] for row in english(data, 12, "pair")]
     assert merge() == expected and merge() == expected  # its own file may be replaced
+    (data / "back.tsv").write_bytes("영화".encode("utf-16"))
+    refuse(lambda _: merge(), match="back.tsv:1: not UTF-8; give the export .*as UTF-8")
 
 
 @pytest.mark.parametrize(
     "change, match",
     [
         (lambda rows: [*rows, rows[1]], "back.tsv:12: id .* again, as on line 3"),
+        (lambda rows: [["2.0", *row[1:]] for row in rows], "id '2.0' is .*the ids as exported"),
         (lambda rows: [[*row[:3], ""] for row in rows], "no translation on line 2 3 .*--skip"),
     ],
 )
