@@ -234,19 +234,19 @@ def test_a_damaged_cache_file_is_named(encoder, tmp_path):
 
 
 # Files of a run folder
-@pytest.mark.parametrize("fault", "cut flipped text code foreign kind lm missing".split())
+@pytest.mark.parametrize("fault", ["cut", "flip", "text", "code", "alien", "kind", "lm", "missing"])
 def test_a_file_that_is_not_what_it_should_be_is_refused(tmp_path, fault):
     path, tensor = tmp_path / "align-ko.pt", torch.arange(999.0)
     save(path, "align", lm="f" * 64, t=tensor, n=3, none=None)
     good = load(path, "align", "f" * 64)
     assert torch.equal(good["t"], tensor) and (good["n"], good["none"]) == (3, None)
     raw = bytearray(path.read_bytes())
-    if fault == "flipped":
+    if fault == "flip":
         raw[raw.find(tensor.numpy().tobytes()[:400]) + 100] ^= 1
     path.unlink()
     if fault == "code":
         torch.save({"kind": "align", "lm": "f" * 64, "call": Path.touch}, path)
-    elif fault == "foreign":
+    elif fault == "alien":
         torch.save({"weight": tensor}, path)
     elif fault != "missing":
         path.write_bytes({"cut": raw[:-700], "text": b"hello"}.get(fault, raw))
