@@ -227,8 +227,9 @@ def mean_gain(runs):
 
 def print_table(folders, langs):
     """Print mean gain and Student's interval over run folders."""
+    gains = collect(folders, langs)
     print(f"{'method':28}{'n':>7} runs  accuracy   gain  95% over runs  above 0     ECE  tempered")
-    for (method, n), runs in collect(folders, langs).items():
+    for (method, n), runs in gains.items():
         rows = [r for records in runs.values() for r in records]
         mean, half = mean_gain(runs)
         clear = sum(r["interval"][0] > 0 for r in rows)
