@@ -1,6 +1,7 @@
 """What the four scripts of LangAlign (arXiv 2503.18603) share: e(.), A, the data and the run folder.
 
 e(.) is the frozen multilingual encoder, A the aligner, d_en an English text, T(d_en) its translation.
+First read e(.) and A; of the rest, what a script uses when you meet it there.
 Shapes: N rows, B batch, T tokens, D embedding width, C classes, S head seeds, R rank of LoRA.
 A text is a tuple: (text,), or in a pair task such as NLI (text, text_b), encoded as one sequence pair.
 Embeddings are fp32 tensors (N, D) on the CPU.
@@ -28,10 +29,14 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from tqdm import tqdm
 
 BATCH_TOKENS = {"cpu": 1_024, "cuda": 65_536}  # of an encoding batch, padding included
-ROWS = "label text", "label text text_b"  # headers of train, dev and test.tsv
+ROWS = "label text", "label text text_b"  # headers of train, dev, test.tsv; second: two texts a row
 PAIRS = "label text translation", "label text text_b translation translation_b"  # of translated.tsv
 METHODS = "english", "centred", "langalign", "rev", "mixed", "translated", "native"  # see step 3
-HEADS = {"seeds": 5, "l2": 0.05, "seed": 0}  # defaults of step 3: a file's name says what differs
+HEAD_DEFAULTS = {
+    "seeds": 5,
+    "l2": 0.05,
+    "seed": 0,
+}  # defaults of step 3: a file's name says what differs
 
 
 class UserError(ValueError):
@@ -87,16 +92,12 @@ class Encoder(nn.Module):
         lm.pooler = None  # BERT's own: unused here
         self.lm, self.tokenizer, self.pool, self.dim = lm, tokenizer, pool, lm.config.hidden_size
         self.max_len = min(max_len, tokenizer.model_max_length)
-        self.autocast = self.batch_tokens = self.inside = self.digest = (
-            None  # set by who needs them
-        )
+        self.autocast = self.batch_tokens = self.inside = self.digest = None  # set by the scripts
 
     def forward(self, batch):
         """A batch of `pad` -> (B, D) fp32."""
         device, attention = self.lm.device.type, contextlib.nullcontext()
-        if (
-            device == "cpu" and torch.is_grad_enabled()
-        ):  # its fused kernel's gradient doubles a step
+        if device == "cpu" and torch.is_grad_enabled():  # its fused kernel is slow backwards
             attention = sdpa_kernel(SDPBackend.MATH)
         with attention, torch.autocast(device, self.autocast, enabled=self.autocast is not None):
             hidden = self.lm(**batch).last_hidden_state.float()  # (B, T, D)
@@ -133,7 +134,7 @@ def shuffled(encoder, rows, batch, generator, progress):
         pool = sorted(pool.tolist(), key=lambda i: len(rows[i]["input_ids"]))
         cut += [pool[i : i + batch] for i in range(0, len(pool), batch)]
     for number in bar(torch.randperm(len(cut), generator=generator).tolist(), desc=progress):
-        index = cut[number][RANK::WORLD] or cut[number][:1]  # under torchrun: this rank's share
+        index = cut[number][RANK::WORLD] or cut[number][:1]  # a rank's share; none would hang all
         yield index, pad([rows[i] for i in index], encoder.tokenizer, encoder.lm.device)
 
 
@@ -173,7 +174,7 @@ def encode(encoder, texts, progress="encode", place="text ", first=1):
 
 
 # A: the aligner ---------------------------------------------------------------------------------
-DEPTH = {"fc": 2, "ae": 3}  # layers: ae's is the paper's, fc's is ours, readings of it differ
+DEPTH = {"fc": 2, "ae": 3}  # layers: ae's is the paper's, fc's is ours: the paper leaves it open
 CLOSED = "linear", "procrustes", "shift"  # not in the paper, see step2_align.py
 ARCHES = *DEPTH, *CLOSED, "inside"
 
@@ -183,7 +184,7 @@ class Aligner(nn.Module):
     fc: f is `depth` linear layers of `width` (None: D), ReLU and dropout between (paper).
     ae: f has `depth` layers down to a bottleneck of `width` (None: D / 2) and as many up (paper).
     linear, procrustes: f is one matrix; shift: f(x) = x (not in the paper; step2_align.solve).
-    Means and scales are the training pairs'; scale_y is one number, so that Eq. 1 stays Eq. 1."""
+    Means and scales are those of the training pairs, so that f meets numbers around 0 of size 1."""
 
     def __init__(self, arch="fc", dim=768, depth=None, width=None, dropout=0.1):
         super().__init__()
@@ -216,8 +217,8 @@ class Aligner(nn.Module):
 
 
 class Inside(nn.Module):
-    """A inside the frozen LM (ours): in every linear layer W h becomes W h + B A h, LoRA's B and A of
-    `rank` R (Hu et al. 2021), B zero at the start. Outside of `with inside.on(encoder):` the LM is as it was."""
+    """A inside the frozen LM (ours): in every linear layer W h becomes W h + up down h, LoRA of `rank` R and
+    scale 1 (Hu et al. 2021), up zero at the start. Outside of `with inside.on(encoder):` the LM is as it was."""
 
     def __init__(self, lm, rank=8):
         super().__init__()
@@ -226,8 +227,8 @@ class Inside(nn.Module):
         if not self.layers:
             raise UserError(f"{type(lm).__name__} has no linear layers for --arch inside; use fc")
         sizes = [lm.get_submodule(name).weight.shape for name in self.layers]  # (out, in)
-        self.A = nn.ParameterList(torch.randn(rank, size[1]) / size[1] ** 0.5 for size in sizes)
-        self.B = nn.ParameterList(torch.zeros(size[0], rank) for size in sizes)
+        self.down = nn.ParameterList(torch.randn(rank, size[1]) / size[1] ** 0.5 for size in sizes)
+        self.up = nn.ParameterList(torch.zeros(size[0], rank) for size in sizes)
 
     def forward(self, encoder, batch):
         """A batch of `pad` -> (B, D): e_A(.), the encoder with A inside."""
@@ -235,10 +236,10 @@ class Inside(nn.Module):
             return encoder(batch)
 
     @staticmethod
-    def add(A, B, layer, inputs, out):
-        """W h -> W h + B A h, a hook: inputs (h,), h (B, T, in), out = W h (B, T, out)."""
+    def add(down, up, layer, inputs, out):
+        """W h -> W h + up down h, a hook: inputs (h,), h (B, T, in), out = W h (B, T, out)."""
         h = inputs[0]
-        return out + h @ A.T.to(h.dtype) @ B.T.to(h.dtype)
+        return out + h @ down.T.to(h.dtype) @ up.T.to(h.dtype)
 
     @contextlib.contextmanager
     def on(self, encoder):
@@ -248,9 +249,9 @@ class Inside(nn.Module):
         encoder.inside = self
         with contextlib.ExitStack() as stack:  # what is undone at the end of the block
             stack.callback(setattr, encoder, "inside", None)
-            for name, A, B in zip(self.layers, self.A, self.B):
+            for name, down, up in zip(self.layers, self.down, self.up):
                 layer = encoder.lm.get_submodule(name)
-                stack.enter_context(layer.register_forward_hook(partial(self.add, A, B)))
+                stack.enter_context(layer.register_forward_hook(partial(self.add, down, up)))
             yield encoder
 
 
@@ -313,7 +314,7 @@ def read_tsv(path, *headers, labels=None):
 
 
 def describe_task(data, task):
-    """info, a task's {"data", "task", "labels", "pair"}, from en/train.tsv; no two labels look alike."""
+    """info, a task's {"data", "task", "labels", "two_texts"}, from en/train.tsv; no two labels look alike."""
     path = Path(data, task, "en", "train.tsv")
     rows = read_tsv(path, *ROWS)
     labels = sorted({row[0] for row in rows})
@@ -323,13 +324,13 @@ def describe_task(data, task):
         raise UserError(f"{path}: labels {labels}: give two or more, none empty, no look-alikes")
     told = f"{path}: {len(labels)} classes in {len(rows)} rows; is the label column first?"
     warn_if(len(labels) > max(2, len(rows) / 10), told)
-    return {"data": str(data), "task": task, "labels": labels, "pair": len(rows[0]) == 3}
+    return {"data": str(data), "task": task, "labels": labels, "two_texts": len(rows[0]) == 3}
 
 
 def load_task(info, lang, split):
     """A file of the task: (texts, y (N,) int64)."""
     path = Path(info["data"], info["task"], lang, f"{split}.tsv")
-    rows = read_tsv(path, ROWS[info["pair"]], labels=info["labels"])
+    rows = read_tsv(path, ROWS[info["two_texts"]], labels=info["labels"])
     return [row[1:] for row in rows], torch.tensor([info["labels"].index(row[0]) for row in rows])
 
 
@@ -343,7 +344,7 @@ def load_english(info):
 
 
 def fixed_order(count, seed=0):
-    """A shuffle of range(count), the same everywhere: its first 5,000 are among its first 20,000."""
+    """A shuffle of range(count), the same everywhere, so that a smaller n is a part of a larger one."""
     return np.random.default_rng(2503 + seed).permutation(count).tolist()
 
 
@@ -362,8 +363,8 @@ def load_translated(info, lang, n=None, labelled=False, seed=0):
     """n pairs of translated.tsv, the first in a fixed order: (English texts d_en, translations T(d_en),
     y (n,) if `labelled`). n None: all. The same pair counts once; seed: another order."""
     path = Path(info["data"], info["task"], lang, "translated.tsv")
-    rows = read_tsv(path, PAIRS[info["pair"]], labels=info["labels"] if labelled else None)
-    rows = list({row[1:]: row for row in reversed(rows)}.values())[::-1]
+    rows = read_tsv(path, *PAIRS, labels=info["labels"] if labelled else None)
+    rows = list({row[1:]: row for row in reversed(rows)}.values())[::-1]  # of equal ones the first
     if n is not None and n > len(rows):
         raise UserError(f"{path}: {len(rows)} different pairs, not {n}; step 2: --n {len(rows)}")
     rows = [rows[i] for i in fixed_order(len(rows), seed)[:n]]
@@ -405,13 +406,13 @@ def save(path, kind, **content):
     write_whole(path, buffer.getbuffer())
 
 
-def load(path, kind, lm=None):
-    """The dict in a .pt file; UserError unless whole, of this kind and of the LM of digest `lm`."""
+def load(path, kind, digest=None):
+    """The dict in a .pt file; UserError unless whole, of this kind and of the LM of this digest."""
     why = f"not of kind {kind}, damaged, or of another LM or task than encoder/"
     try:
         whole = zipfile.ZipFile(path).testzip() is None  # by the checksum of each part
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        if whole and content.get("kind") == kind and lm in (None, content["lm"]):
+        if whole and content.get("kind") == kind and digest in (None, content["lm"]):
             return content
     except Exception as err:  # zip and pickle readers raise their own
         why = getattr(err, "strerror", None) or "damaged"
@@ -423,16 +424,16 @@ def file_name(kind, lang, method, arch=None, n=None, residuals=False, **options)
     """Name of a file of step 2 or 3, without defaults; options: seed, l2, seeds."""
     parts = [kind, lang, "" if method == "langalign" else method, arch]
     parts += [f"n{n}" if n else "", "residuals" if residuals else ""]
-    parts += [f"{name}{value}" for name, value in options.items() if value != HEADS[name]]
+    parts += [f"{name}{value}" for name, value in options.items() if value != HEAD_DEFAULTS[name]]
     return "-".join(part for part in parts if part) + ".pt"
 
 
-def find(out, kind, lm, n, **options):
+def find(out, kind, digest, n, **options):
     """load() of the file of this name; n "*": of the only one. UserError that lists those there."""
     name = file_name(kind, n=n, **options)
     paths = [p for p in Path(out).glob(name) if p.name.count("-") == name.count("-")]
     if len(paths) == 1:
-        return load(paths[0], kind, lm) | {"path": paths[0]}
+        return load(paths[0], kind, digest) | {"path": paths[0]}
     there = " ".join(sorted(p.name for p in paths or Path(out).glob(f"{kind}-*.pt"))) or "none"
     what = "several fit, say which by --n" if paths else f"no {name}: python {MAKES[kind]} makes it"
     raise UserError(f"{out}: {what}, with the same flags; there: {there}")
@@ -515,7 +516,7 @@ def make_parser(doc, step):
     p = argparse.ArgumentParser(description=doc, usage=argparse.SUPPRESS, formatter_class=raw)
     flag = p.add_argument
     flag("--out", default="runs", help="folder of one LM and task's files (default: runs)")
-    flag("--seed", type=int, default=0, help="of weights and order, of A in step 3 (default: 0)")
+    flag("--seed", type=int, default=0, help="of weights and order; step 3: of A, too (default: 0)")
     flag("--device", help="cuda, cuda:1, mps or cpu; else the first there is")
     amp = "of the LM (default: bf16 where it is native, else fp16 on CUDA, else off: fp32)"
     flag("--amp", choices=("off", "bf16", "fp16"), help=amp)
@@ -528,8 +529,8 @@ def make_parser(doc, step):
     if step > 2:
         flag("--method", choices=METHODS, default="langalign", help="what the head learns from")
         flag("--residuals", action="store_true", help="langalign: head on A(x) + r, ours")
-        flag("--seeds", type=int, default=HEADS["seeds"], help="heads, each of own start (ours: 5)")
-        flag("--l2", type=float, default=HEADS["l2"], help="times |w|^2 in the loss (ours: 0.05)")
+        flag("--seeds", type=int, default=HEAD_DEFAULTS["seeds"], help="number of heads (ours: 5)")
+        flag("--l2", type=float, default=HEAD_DEFAULTS["l2"], help="times |w|^2 (ours: 0.05)")
     return p
 
 

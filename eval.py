@@ -18,9 +18,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from common import HEADS, METHODS, PAIRS, ROWS, UserError, build_aligner, cached, encode, find
-from common import load, load_encoder, load_task, logits, make_parser, pick_device, read_texts
-from common import read_tsv, run, say, warn_if, write_whole
+from common import HEAD_DEFAULTS, METHODS, PAIRS, ROWS, UserError, build_aligner, cached, encode
+from common import find, load, load_encoder, load_task, logits, make_parser, pick_device
+from common import read_texts, read_tsv, run, say, warn_if, write_whole
 
 BOOTSTRAP = 10_000  # resamples behind a 95% interval
 CHUNK = 1_024  # lines that --predict labels at once: constant memory, order kept
@@ -49,7 +49,7 @@ def bootstrap(gains, premises):
 
 
 def evaluate(lang, heads, encoder, embed, info, split="test"):
-    """A record a variant on a split of `lang`; heads that differ in the seed only are one variant."""
+    """One record per variant on a split of `lang`; heads that differ only in seed are one variant."""
     texts, y = load_task(info, lang, split)
     width, seen = len(texts[0]), set()  # seen: all texts of the training files
     for name in f"{lang}/train.tsv", f"{lang}/translated.tsv", "en/train.tsv":
@@ -66,7 +66,7 @@ def evaluate(lang, heads, encoder, embed, info, split="test"):
         variant = tuple(head[field] for field in FIELDS)
         hit = (logits_of(head, encoder, embed, texts).argmax(2) == y).double()
         hits[variant] = torch.cat([hits[variant], hit]) if variant in hits else hit
-    records, english = [], next(iter(hits.values())).mean(0)  # (N,)
+    records, english = [], next(iter(hits.values())).mean(0)  # (N,), of heads[0]
     for variant, hit in hits.items():
         gains = (hit.mean(0) - english).numpy()  # (N,)
         record = dict(zip(FIELDS, variant)) | shared | {"heads": len(hit), "gain": gains.mean()}
@@ -92,7 +92,7 @@ def classify(out, texts, lang, device="cpu", dtype=None, **flags):
 
 
 def predict(source, file, head, encoder, width, args):
-    """Print a line a line of an open file: label, probability (--all: of each label), text (--text)."""
+    """For each line of an open file print label, probability (--all: of each label), text (--text)."""
     if args.all:
         say("label", *head["labels"], *["text"] * args.text, sep="\t")
     rows, done = read_texts(source, file, width), 0
@@ -120,12 +120,12 @@ def main():
     device, dtype, machine = pick_device(args)
     encoder, info = load_encoder(args.out, device, dtype, args.data, args.batch_tokens)
     if args.predict:
-        flags = {k: vars(args)[k] for k in ("method", "arch", "n", "residuals", *HEADS)}
+        flags = {k: vars(args)[k] for k in ("method", "arch", "n", "residuals", *HEAD_DEFAULTS)}
         head = load_head(args.out, encoder, args.lang, **flags)
         say(f"labelling with {head['path']}", file=sys.stderr)
-        file, decoding = 0 if args.predict == "-" else args.predict, {"errors": "surrogateescape"}
-        with open(file, encoding="utf-8-sig", **decoding) as source:  # Mac line ends are ends, too
-            return predict(source, args.predict, head, encoder, 1 + info["pair"], args)
+        file = sys.stdin.fileno() if args.predict == "-" else args.predict
+        with open(file, encoding="utf-8-sig", errors="surrogateescape") as source:
+            return predict(source, args.predict, head, encoder, 1 + info["two_texts"], args)
 
     embed = partial(cached, encoder, args.out)
     paths = sorted(Path(args.out).glob("head-*.pt"), key=lambda path: len(path.name))
@@ -143,7 +143,7 @@ def main():
     for r in records:
         name = f"{r['method']} {r['arch'] or ''}".strip()
         name += " residuals" if r["residuals"] else ""
-        name += f" l2 {r['l2']:g}" if r["l2"] != HEADS["l2"] else ""
+        name += f" l2 {r['l2']:g}" if r["l2"] != HEAD_DEFAULTS["l2"] else ""
         line = f"  {name:28}{r['n'] or '-':>7}{r['heads']:7}"
         line += f"{r['accuracy']:10.2%}{100 * r['accuracy_std']:6.2f}"
         low, high = r["interval"]

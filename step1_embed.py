@@ -23,7 +23,7 @@ from common import save, say, shuffled, warn_if
 
 
 def tune(encoder, texts, y, dev_texts, dev_y, epochs=3, lr=5e-5, batch=32, seed=0, dropout=0.1):
-    """Fine-tune e(.) through a linear layer to labels y (N,) (paper, Step 1). Keeps the best epoch on dev."""
+    """Fine-tune e(.) with a linear classifier on top, labels y (N,) (paper, Step 1). Keeps the best dev epoch."""
     torch.manual_seed(seed)
     for table in encoder.lm.modules():  # word embeddings (ours): other languages' stay as they are
         if isinstance(table, nn.Embedding) and table.num_embeddings >= len(encoder.tokenizer):
@@ -38,7 +38,7 @@ def tune(encoder, texts, y, dev_texts, dev_y, epochs=3, lr=5e-5, batch=32, seed=
     history, best = [], -1.0
     for epoch in range(1, epochs + 1):
         model.train()
-        encoder.eval()  # no dropout inside the LM: faster, and no worse on dev rows
+        encoder.eval()  # only the classifier's dropout: faster, and no worse on dev rows
         losses = []
         for i, inputs in shuffled(encoder, rows, batch, generator, f"epoch {epoch}/{epochs}"):
             logits = model(inputs)  # (B, C)
@@ -87,7 +87,7 @@ def main():
     try:  # what would fail in the middle of the training fails here
         if min(max(lengths), encoder.max_len) < 3 or 2 * unknown > sum(lengths):
             raise ValueError(f"{unknown} tokens of {sum(lengths)} unknown; no tokenizer.json?")
-        hardest = 0, lengths.index(max(lengths)), highest.index(max(highest))
+        hardest = lengths.index(max(lengths)), highest.index(max(highest))  # longest, rarest token
         encode(encoder, [texts[i] for i in hardest])
     except (RuntimeError, TypeError, ValueError) as err:
         why = f"{type(encoder.lm).__name__} fails on texts of up to {max(lengths)} tokens: {err}"

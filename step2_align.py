@@ -22,8 +22,8 @@ from common import file_name, fixed_order, hold_out, load_encoder, load_task, lo
 from common import make_optimizer, make_parser, pick_device, run, save, say, shuffled, warn_if
 
 MOST = 2_000  # rows that P@1 and the domain gap are measured on
-RIDGES = 1e-3, 1e-2, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0  # shares of the inputs' mean variance
-WARN_GAP = 0.15  # above: pairs of another domain; the task's own have 0.02, others 0.16 and more
+RIDGES = 1e-3, 1e-2, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0
+WARN_GAP = 0.15  # above: pairs of another domain (data/RESULTS.md, Choices)
 
 
 # The paper: FC or AE, trained by Eq. 1 ----------------------------------------------------------
@@ -62,7 +62,7 @@ def solve(arch, x, y, held_x, held_y):
     shift       W = I: the difference of the means
     procrustes  W orthogonal, from the SVD of X^T Y (Schonemann 1966)
     linear      W = I + (X^T X + r I)^-1 X^T (Y - X), ridge toward the identity: what few pairs cannot
-                tell stays as it is; r, a share of the mean eigenvalue, by held-out MSE"""
+                tell stays as it is; r / mean eigenvalue is the one of RIDGES with the least held-out MSE"""
     if arch not in CLOSED:
         raise ValueError(f"arch {arch!r} is none of {', '.join(CLOSED)}")
     aligner = Aligner(arch, x.shape[1])
@@ -85,7 +85,7 @@ def solve(arch, x, y, held_x, held_y):
 # Ours: A inside the frozen LM -------------------------------------------------------------------
 def fit_inside(inside, encoder, texts, y, held, held_y, epochs=None, lr=3e-3, batch=32, seed=0):
     """Minimise Eq. 1 reversed, |e_A(T(d)) - e(d)|^2, where e_A is the frozen LM with A in it: texts T(d),
-    y = e(d) (N, D). epochs None: 4, more for few pairs; the last is kept. Returns held-out MSEs."""
+    y = e(d) (N, D). epochs None: 4, or 180 steps (ours). Keeps the last; returns the held-out MSE of each."""
     model = average_gradients(inside.to(encoder.lm.device))  # of several GPUs
     steps = -(-len(texts) // batch)  # an epoch
     epochs = epochs or max(4, -(-180 // steps))
@@ -148,16 +148,16 @@ def main():
     train, held = hold_out(english)
     say(f"step 2 | {machine} | en-{args.lang}: {len(train)} pairs + {len(held)} held out")
     x, y = cache(english, "encode en"), cache(target, f"encode {args.lang}")
-    task, _ = load_task(info, "en", "train")
-    task = cache([task[i] for i in fixed_order(len(task))[:MOST]], "encode task")
+    texts, _ = load_task(info, "en", "train")
+    task_x = cache([texts[i] for i in fixed_order(len(texts))[:MOST]], "encode task")
 
     text, count = Counter(target).most_common(1)[0]
     shared = f"{count} rows share a translation, {text[0][:30]!r}; {len(set(target))} are different"
     warn_if(count > max(2, len(target) / 100), shared)
     same = sum(source == translation for source, translation in zip(english, target))
     warn_if(same > len(target) / 10, f"{same} of {len(target)} translations are the source itself")
-    spread = task.var(0).sum().sqrt()  # gap: distance of the means, 0 if alike
-    gap, gap_y = ((t.mean(0) - task.mean(0)).norm().div(spread).item() for t in (x, y))
+    spread = task_x.var(0).sum().sqrt()  # gap: distance of the means, 0 if alike
+    gap, gap_y = ((t.mean(0) - task_x.mean(0)).norm().div(spread).item() for t in (x, y))
     say(f"domain gap of the pairs' English to the task's: {gap:.2f}")
     warn_if(gap > WARN_GAP, "the pairs are far from the task's text: expect little or no gain")
     warn_if(gap_y < 0.8 * gap, "the translations are nearer to the task's text: columns swapped?")

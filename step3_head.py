@@ -5,7 +5,7 @@
     python step3_head.py --lang ko --method rev          # Rev-LangAlign: A at inference, of --reverse
 
 Baselines (--method): english; native: labelled target rows; translated: translations and their labels;
-mixed: these, and English without one; centred: English moved onto the mean of --unlabelled text.
+mixed: these, and English rows that have none; centred: English moved onto the mean of --unlabelled text.
 Reads   <out>/ of step 1, for langalign and rev an aligner of step 2, and <data>/<task>/.
 Writes  <out>/head-<lang>-....pt: what inference needs besides encoder/ and embed.pt; head-english.pt.
 Expect  on the toy world 97% of English dev rows right through A, 99% without.
@@ -21,7 +21,7 @@ from common import UserError, bar, build_aligner, cached, file_name, find, load_
 from common import load_english, load_task, load_translated, logits, make_parser, pick_device
 from common import read_lines, read_texts, run, save, say, warn_if
 
-EPOCHS, STEPS, BATCH = 10, 2_000, 64  # at least so many epochs and steps, for few rows; ours
+EPOCHS, STEPS, BATCH = 10, 2_000, 64  # ten epochs, for few rows more, up to 2,000 steps; ours
 
 
 def train_heads(x, y, classes, residuals=None, seeds=range(5), l2=0.05, lr=1e-3):
@@ -29,7 +29,7 @@ def train_heads(x, y, classes, residuals=None, seeds=range(5), l2=0.05, lr=1e-3)
     residuals (M, D): to a row of x a random one of them is added, drawn anew in each epoch.
     Returns {"weight": (S, C, D), "bias": (S, 1, C), "mean": (D,), "scale": (D,)} for common.logits."""
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-    spread = x.var(0) if residuals is None else x.var(0) + residuals.var(0).to(x.device)
+    spread = x.var(0) if residuals is None else x.var(0) + residuals.var(0).to(x.device)  # mean 0
     mean, scale = x.mean(0), spread.sqrt().clamp_min(1e-6)  # the inputs are standardised
     x, y = (x - mean) / scale, y.to(x.device)
     r = None if residuals is None else residuals.to(x.device) / scale  # (M, D)
@@ -86,9 +86,9 @@ def make_head(method, args, encoder, info, heads=None):
     x, dev_x, arch, residuals = cache(texts), cache(dev_texts, "encode dev"), None, None
     if method == "centred":
         lines = read_lines(args.unlabelled)
-        unlabelled = list(read_texts(lines, args.unlabelled, 1 + info["pair"]))
-        way = cache(unlabelled, "encode unlabelled").mean(0) - x.mean(0)  # (D,)
-        x, dev_x = x + way, dev_x + way
+        unlabelled = list(read_texts(lines, args.unlabelled, 1 + info["two_texts"]))
+        shift = cache(unlabelled, "encode unlabelled").mean(0) - x.mean(0)  # (D,)
+        x, dev_x = x + shift, dev_x + shift
     if method in ("langalign", "rev"):
         name = {"lang": args.lang, "method": method, "arch": args.arch, "seed": args.seed}
         art = find(args.out, "align", encoder.digest, args.n or "*", **name)

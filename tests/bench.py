@@ -240,7 +240,7 @@ def one_inside(args, whole):
     aligner, lr = common.Inside(encoder.lm), 1e-3
     if whole:  # no updates in the layers: the LM itself is trained, in mixed precision as in step 1
         encoder.autocast, aligner.lm, lr = args.dtype, encoder.lm, 5e-5
-        aligner.layers, aligner.A, aligner.B = [], *[torch.nn.ParameterList()] * 2
+        aligner.layers, aligner.down, aligner.up = [], *[torch.nn.ParameterList()] * 2
     else:
         encoder.requires_grad_(False).to(args.dtype)
     parts, before = (texts, y, texts[:8], y[:8]), peak_memory(args.device)

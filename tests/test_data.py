@@ -118,12 +118,12 @@ def test_an_unknown_label_of_a_translation_is_named_by_its_line(world, tmp_path)
 # Tasks
 def test_pairs_are_two_texts(world):
     info = describe_task(world.data, "nli")
-    assert info["pair"] and info["labels"] == ["contradiction", "entailment", "neutral"]
+    assert info["two_texts"] and info["labels"] == ["contradiction", "entailment", "neutral"]
     assert all(len(text) == 2 for text in load_task(info, "ko", "test")[0])
     english, target, _ = load_translated(info, "ko")
     assert len(target) > 100
     assert target == [tuple(map(cipher, text)) for text in english]
-    single = {**info, "pair": False}
+    single = {**info, "two_texts": False}
     refused(lambda: load_task(single, "ko", "test"), "test.tsv:1: header", "label text")
 
 
@@ -160,7 +160,7 @@ def test_n_is_a_prefix_of_one_order(world):
 
 
 def test_the_same_pair_counts_once(tmp_path):
-    info = {"data": tmp_path, "task": "t", "pair": False, "labels": ["a", "b"]}
+    info = {"data": tmp_path, "task": "t", "two_texts": False, "labels": ["a", "b"]}
     rows = [("a", f"{i}", f"x{i}") for i in range(20)]
     rows += [("b", *row[1:]) for row in rows] + [("a", "0", "another")]
     path = write(tmp_path / "t/ko/translated.tsv", PAIRS[0], rows)
@@ -215,7 +215,7 @@ def test_a_killed_run_goes_on(encoder, encoded, tmp_path, monkeypatch):
 
 def test_another_dtype_or_inside_has_embeddings_of_its_own(encoder, runs, tmp_path):
     inside, (low, _) = Inside(encoder.lm), load_encoder(runs, dtype=torch.bfloat16)
-    torch.nn.init.ones_(inside.B[0])
+    torch.nn.init.ones_(inside.up[0])
     inside.digest = "f" * 64
     for _ in range(2):  # encoded, then read
         assert torch.equal(cached(low, tmp_path, TEXTS), encode(low, TEXTS))

@@ -36,7 +36,7 @@ def judge(tmp_path):
     """Records of planted heads on four rows, by (method, arch, n, residuals, l2)."""
     rows = [("ab"[y], f"text {i}") for i, y in enumerate(TRUTH)]
     write(tmp_path / "task/ko/test.tsv", "label text", rows)
-    info = {"data": str(tmp_path), "task": "task", "labels": ["a", "b"], "pair": False}
+    info = {"data": str(tmp_path), "task": "task", "labels": ["a", "b"], "two_texts": False}
     english = planted([0, 1, 1, 1], [0, 1, 0, 1], lang="", method="english", arch=None, n=None)
 
     def run(*heads):

@@ -284,10 +284,10 @@ def through(aligner, encoder, texts):
 
 
 def moved(lm, rank=4):
-    """An Inside whose B is not zero."""
+    """An Inside whose up is not zero."""
     inside = Inside(lm, rank)
-    for B in inside.B:
-        nn.init.normal_(B, std=0.2)
+    for up in inside.up:
+        nn.init.normal_(up, std=0.2)
     return inside
 
 
@@ -304,16 +304,16 @@ def test_inside_any_encoder_and_merged_into_it(tmp_path, kind):
     encoder = load_pretrained(make_encoder(tmp_path, kind)).eval().requires_grad_(False)
     before, bits = encode(encoder, TEXTS), state_of(encoder)
     inside = moved(encoder.lm)
-    assert torch.equal(through(Inside(encoder.lm), encoder, TEXTS), before)  # B is zero
+    assert torch.equal(through(Inside(encoder.lm), encoder, TEXTS), before)  # up is zero
     on = through(inside, encoder, TEXTS)
     assert not torch.allclose(on, before, atol=0.1) and len(inside.layers) >= 8
     assert torch.equal(encode(encoder, TEXTS), before) and same(state_of(encoder), bits)
-    for name, A, B in zip(inside.layers, inside.A, inside.B):  # README: A merged into the weights
-        encoder.lm.get_submodule(name).weight.data += B @ A
+    for name, down, up in zip(inside.layers, inside.down, inside.up):  # README: A in the weights
+        encoder.lm.get_submodule(name).weight.data += up @ down
     assert torch.allclose(encode(encoder, TEXTS), on, atol=1e-3)
 
 
-def test_fit_inside_trains_a_and_b_only(encoder):
+def test_fit_inside_trains_down_and_up_only(encoder):
     y, bits, before = encode(encoder, TEXTS), state_of(encoder), encode(encoder, TEXTS)
     target, inside = [(cipher(text),) for text in TEXTS], Inside(encoder.lm)
     start = state_of(inside)
@@ -506,7 +506,7 @@ def gradients(encoder):
     encoder.requires_grad_(True)
     tune(encoder, texts, y, texts, y, epochs=1, batch=24, dropout=0.0)
     layers = [p.grad for p in encoder.parameters() if p.grad is not None]
-    return {"inside": [B.grad for B in inside.B], "tune": layers}
+    return {"inside": [up.grad for up in inside.up], "tune": layers}
 
 
 @pytest.fixture(scope="module")
