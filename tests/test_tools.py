@@ -27,7 +27,7 @@ from tokenizers import processors
 sys.path.insert(1, str(ROOT / "data"))
 
 import common
-from data import convert, experiments, plot, prepare, toy, translate
+from data import convert, experiments, plot, prepare, translate
 
 
 def refuse(main, *args, match):
@@ -71,7 +71,6 @@ def go(tmp_path):
         'stars\ttext\n5\t"""good"", he said; twice"\n1\tbad\n',  # Excel's tab export
         'stars\ttext\n5\t"good", he said; twice\n1\tbad\n',  # quotes are quotes
         'stars,text\n5,"\\"good\\", he said; twice"\n1,bad\n',
-        'stars|text\r5|"good", he said; twice\r1|bad\r',
     ],
 )
 def test_any_delimiter_and_quoting(go, content):
@@ -151,11 +150,8 @@ RUN = "--out r --lang ko "
         (experiments, "", b"", "give --out, .* and --lang"),
         (experiments, RUN + "ko/", b"", "--lang 'ko/': give a language code"),
         (experiments, RUN + "--n 20 0", b"", "--n 0: give 1 or more"),
-        (experiments, RUN + "--seeds 0", b"", "--seeds 0: give 1 or more"),
-        (experiments, RUN + "--lr 1e-4", b"", "--lr goes with --inside or --distil"),
         (experiments, "--table" + 11 * " r", b"[]", "11 run folders: give 10 at most"),
         (experiments, "--table r", b"[{", "r/experiments.json: damaged; delete it"),
-        (plot, "r --out a.svg", b"[{", "r/experiments.json: damaged; delete it"),
         (prepare, "nusax --lang jv --root in.csv", b"", "--root in.csv: a file; give a folder"),
     ],
 )
@@ -179,12 +175,6 @@ def test_means_over_ten_runs_and_their_interval(tmp_path, capsys):
     assert f"50   10     50.00  +4.50       +- {half:.2f}" in capsys.readouterr().out
     plot.main([*folders, "--out", str(tmp_path / "a.svg")])
     assert "fc +4.5" in (tmp_path / "a.svg").read_text()
-
-
-def test_toy_tells_the_next_command(tmp_path, capsys):
-    toy.main(["--rows", "60", "--steps", "10", "--out", str(tmp_path / "t")])
-    last = f"next: python step1_embed.py --data {tmp_path}/t --model {tmp_path}/t/encoder\n"
-    assert capsys.readouterr().out.endswith(last)
 
 
 # prepare.py
