@@ -570,8 +570,8 @@ def run(main):
     except (UserError, OSError, torch.OutOfMemoryError) as err:
         print("error:", " ".join(str(err).split())[:400], file=sys.stderr)
         sys.exit(2)
-    except KeyboardInterrupt:
-        print("stopped; nothing is half-written, the same command starts again", file=sys.stderr)
+    except KeyboardInterrupt as err:
+        print(str(err) or "stopped; the same command starts again", file=sys.stderr)
         sys.exit(130)
     if WORLD > 1:
         dist.destroy_process_group()

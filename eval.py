@@ -106,7 +106,7 @@ def predict(source, file, head, encoder, width, args):
                 say(*line, *(text if args.text else []), sep="\t")
             done += len(texts)
     except (KeyboardInterrupt, UserError) as err:
-        raise UserError(f"{str(err) or 'stopped'}; {done} lines are labelled")
+        raise type(err)(f"{str(err) or 'stopped'}; {done} lines are labelled")
 
 
 def main():
