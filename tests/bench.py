@@ -201,7 +201,8 @@ def bench_step1(args):
     texts, y, epochs = texts[: args.size["rows"]], y[: args.size["rows"]], args.size["epochs"]
     rows = [row | {"labels": label} for row, label in zip(encoder.tokenize(texts), y.tolist())]
     auto = transformers.AutoModelForSequenceClassification
-    classifier = auto.from_pretrained(args.model, num_labels=len(info["labels"])).to(args.device)
+    options = {"num_labels": len(info["labels"]), "dtype": torch.float32}
+    classifier = auto.from_pretrained(args.model, **options).to(args.device)
     encoder.autocast = args.dtype
 
     def ours(n, epochs):
