@@ -32,11 +32,7 @@ BATCH_TOKENS = {"cpu": 1_024, "cuda": 65_536}  # of an encoding batch, padding i
 ROWS = "label text", "label text text_b"  # headers of train, dev, test.tsv; second: two texts a row
 PAIRS = "label text translation", "label text text_b translation translation_b"  # of translated.tsv
 METHODS = "english", "centred", "langalign", "rev", "mixed", "translated", "native"  # see step 3
-HEAD_DEFAULTS = {
-    "seeds": 5,
-    "l2": 0.05,
-    "seed": 0,
-}  # defaults of step 3: a file's name says what differs
+HEAD_DEFAULTS = {"seeds": 5, "l2": 0.05, "seed": 0}  # of step 3; a file's name says what differs
 
 
 class UserError(ValueError):
@@ -104,13 +100,19 @@ class Encoder(nn.Module):
         return masked_mean(hidden, batch["attention_mask"]) if self.pool == "mean" else hidden[:, 0]
 
     def tokenize(self, texts):
-        """Texts -> a list of {"input_ids": [...], "attention_mask": [...], ...}, cut to max_len."""
+        """Texts -> [{"input_ids": [...], ...}, ...], cut to max_len. UserError: a token without embedding."""
         texts = [(text,) if isinstance(text, str) else text for text in texts]
         if len({len(text) for text in texts}) != 1:
             raise TypeError("give texts, or pairs (text, text_b), not both")
         columns = [list(column) for column in zip(*texts)]  # first texts, maybe second texts
         out = self.tokenizer(*columns, truncation=True, max_length=self.max_len)
-        return [dict(zip(out, values)) for values in zip(*out.values())]
+        rows = [dict(zip(out, values)) for values in zip(*out.values())]
+        highest = max(max(row["input_ids"], default=0) for row in rows)
+        if highest >= (getattr(self.lm.config, "vocab_size", None) or highest + 1):
+            token = self.tokenizer.convert_ids_to_tokens(highest)
+            told = f"{type(self.lm).__name__} has no embedding for token {token!r}"
+            raise UserError(f"{told}; delete the texts that have it, or choose another --model")
+        return rows
 
 
 def pad(rows, tokenizer, device):
@@ -156,14 +158,13 @@ def encode(encoder, texts, progress="encode", place="text ", first=1):
     mine = range(RANK, len(texts), WORLD)
     rows = encoder.tokenize([texts[i] for i in mine]) if mine else []
     budget = encoder.batch_tokens or BATCH_TOKENS.get(encoder.lm.device.type, 16_384)
+    full = sum(len(row["input_ids"]) >= encoder.max_len for row in rows)
+    warn_if(full and progress, f"{full} texts fill {encoder.max_len} tokens: the rest is not read")
     cut = list(batches([len(row["input_ids"]) for row in rows], budget))
     out = torch.zeros(len(texts), encoder.dim, device=encoder.lm.device)
     for index in bar(cut, desc=progress):
         batch = pad([rows[i] for i in index], encoder.tokenizer, encoder.lm.device)
-        try:
-            out[[mine[i] for i in index]] = encoder(batch)  # (B, D)
-        except IndexError as err:
-            raise UserError(f"{type(encoder.lm).__name__} has no embedding for a token: {err}")
+        out[[mine[i] for i in index]] = encoder(batch)  # (B, D)
     if WORLD > 1:
         dist.all_reduce(out)  # the rows of the other ranks are 0 on this one
     out = out.cpu()
@@ -443,8 +444,8 @@ def load_pretrained(name, pool="mean", max_len=256):
     """Encoder from a hub name or a folder, as fp32 whatever its file holds; UserError if it is none."""
     options = {"dtype": torch.float32, "output_loading_info": True, "trust_remote_code": False}
     try:
-        tokenizer = transformers.AutoTokenizer.from_pretrained(name, trust_remote_code=False)
         lm, told = transformers.AutoModel.from_pretrained(name, **options)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(name, trust_remote_code=False)
         lost = [key for key in told["missing_keys"] if "pooler" not in key][:2]
         if lost or lm.config.is_encoder_decoder or tokenizer.pad_token_id is None:
             raise ValueError(f"{type(lm).__name__}: no encoder, or without padding, or {lost}")

@@ -54,7 +54,7 @@ def tune(encoder, texts, y, dev_texts, dev_y, epochs=3, lr=5e-5, batch=32, seed=
         mean = torch.stack(losses).mean().item()
         if not mean < float("inf"):
             raise UserError(f"the loss is {mean}: lower --lr {lr:g}, or try --amp off")
-        dev_x = encode(encoder, dev_texts, progress="dev").to(encoder.lm.device)  # (M, D)
+        dev_x = encode(encoder, dev_texts, progress="").to(encoder.lm.device)  # (M, D)
         accuracy = (head(dev_x).argmax(1).cpu() == dev_y).double().mean().item()
         history.append({"loss": mean, "dev": accuracy})
         if accuracy > best:
@@ -82,14 +82,13 @@ def main():
     encoder = load_pretrained(args.model, args.pool, args.max_len).to(device)
     encoder.autocast, encoder.batch_tokens = dtype, args.batch_tokens
     rows = [row["input_ids"] for row in encoder.tokenize(texts)]
-    lengths, highest = [len(row) for row in rows], [max(row, default=0) for row in rows]
+    lengths = [len(row) for row in rows]
     unknown = sum(row.count(encoder.tokenizer.unk_token_id) for row in rows)
     try:  # what would fail in the middle of the training fails here
         if min(max(lengths), encoder.max_len) < 3 or 2 * unknown > sum(lengths):
             raise ValueError(f"{unknown} tokens of {sum(lengths)} unknown; no tokenizer.json?")
-        hardest = lengths.index(max(lengths)), highest.index(max(highest))  # longest, rarest token
-        encode(encoder, [texts[i] for i in hardest])
-    except (RuntimeError, TypeError, ValueError) as err:
+        encode(encoder, [texts[lengths.index(max(lengths))]], progress="")
+    except (RuntimeError, TypeError, ValueError, IndexError) as err:
         why = f"{type(encoder.lm).__name__} fails on texts of up to {max(lengths)} tokens: {err}"
         raise UserError(f"--model {args.model}: {why}")
     folder, fresh = Path(args.out, "encoder"), Path(args.out, ".encoder.tmp")
@@ -100,8 +99,8 @@ def main():
     counts = str(dict(zip(info["labels"], y.bincount().tolist())))[:300]
     say(f"step 1 | {machine} | {args.model}, {encoder.lm.num_parameters():,} parameters")
     say(f"{args.task}: {len(y)} English rows, labels {counts}; {len(dev_y)} dev rows")
-    cut = sum(length >= encoder.max_len for length in lengths)
-    warn_if(cut, f"{cut} texts have {encoder.max_len} tokens or more: only these are read")
+    full = sum(length >= encoder.max_len for length in lengths)
+    warn_if(full, f"{full} texts fill {encoder.max_len} tokens: the rest is not read")
     options = {"epochs": args.epochs, "lr": args.lr, "batch": args.batch, "seed": args.seed}
     history = tune(encoder, texts, y, dev_texts, dev_y, **options) if args.epochs else []
     info |= {"pool": args.pool, "max_len": encoder.max_len, "history": history, **options}

@@ -103,7 +103,7 @@ def fit_inside(inside, encoder, texts, y, held, held_y, epochs=None, lr=3e-3, ba
             scaler.update()
             schedule.step()
         with inside.on(encoder):
-            history.append(F.mse_loss(encode(encoder, held, progress="held out"), held_y).item())
+            history.append(F.mse_loss(encode(encoder, held, progress=""), held_y).item())
     return history
 
 

@@ -222,6 +222,10 @@ def unrelated_five_times(rows):
     return [[*row[:2], other[2]] for row, other in zip(rows[:60], rows[90:150])] * 5
 
 
+def first_is_long(rows):
+    return [[*rows[0][:-1], f"{rows[0][-1]} " * 300], *rows[1:]]
+
+
 def english(change):
     """A preparation: the rows of en/train.tsv as change(rows) makes them."""
     return lambda place: rewrite(place.data / "reviews/en/train.tsv", change)
@@ -244,6 +248,8 @@ WARNINGS = [  # (what is broken, command, what it warns of then, and not before)
     (pairs(untranslated), ALIGN, r"\d+ of \d+ translations are the source itself"),
     (pairs(other_domain), ALIGN, "far from the task's text: expect little or no gain"),
     (pairs(unrelated_five_times), ALIGN, "A is no better than the mean"),
+    (pairs(first_is_long), ALIGN, r"1 texts fill \d+ tokens: the rest is not read"),
+    (english(first_is_long), TUNE, r"1 texts fill \d+ tokens: the rest is not read"),
     (english(six), TUNE, "the LM learned nothing from 6 rows"),
     (english(any_label), "step3 --data {data}", "no better than the majority class"),
 ]
@@ -256,12 +262,6 @@ def test_warning(prepare, line, match, place, play):
     prepare(place)
     status, _, err = play(line)
     assert status == 0 and match.search(err), err
-
-
-def test_model_without_word_embeddings(play, monkeypatch):
-    """As CANINE, which hashes characters."""
-    monkeypatch.setattr(hf.XLMRobertaModel, "get_input_embeddings", hf.PreTrainedModel.forward)
-    assert play("step1")[0] == 0
 
 
 def test_inside_a_model_without_linear_layers(place, play):
