@@ -174,7 +174,7 @@ def test_means_over_ten_runs_and_their_interval(tmp_path, capsys):
     half = 2.262 * 3.0277 / 10**0.5  # Student's t, and the standard deviation of 0 ... 9
     assert f"50   10     50.00  +4.50       +- {half:.2f}" in capsys.readouterr().out
     plot.main([*folders, "--out", str(tmp_path / "a.svg")])
-    assert "fc +4.5" in (tmp_path / "a.svg").read_text()
+    assert "fc +4.5<" in (tmp_path / "a.svg").read_text()
 
 
 # prepare.py
