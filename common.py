@@ -1,7 +1,7 @@
 """What the four scripts of LangAlign (arXiv 2503.18603) share: e(.), A, the data and the run folder.
 
 e(.) is the frozen multilingual encoder, A the aligner, d_en an English text, T(d_en) its translation.
-First read e(.) and A; of the rest, what a script uses when you meet it there.
+Read e(.) and A first, the rest when a script calls it.
 Shapes: N rows, B batch, T tokens, D embedding width, C classes, S head seeds, R rank of LoRA.
 A text is a tuple: (text,), or in a pair task such as NLI (text, text_b), encoded as one sequence pair.
 Embeddings are fp32 tensors (N, D) on the CPU.
@@ -175,14 +175,14 @@ def encode(encoder, texts, progress="encode", place="text ", first=1):
 
 
 # A: the aligner ---------------------------------------------------------------------------------
-DEPTH = {"fc": 2, "ae": 3}  # layers: ae's is the paper's, fc's is ours: the paper leaves it open
+DEPTH = {"fc": 2, "ae": 3}  # layers: ae's is the paper's; fc's, which it leaves open, is ours
 CLOSED = "linear", "procrustes", "shift"  # not in the paper, see step2_align.py
 ARCHES = *DEPTH, *CLOSED, "inside"
 
 
 class Aligner(nn.Module):
     """A(x) = f((x - mean_x) / scale_x) * scale_y + mean_y, embeddings (N, D) -> (N, D).
-    fc: f is `depth` linear layers of `width` (None: D), ReLU and dropout between (paper).
+    fc: f is `depth` linear layers of `width` (None: D), ReLU and dropout between (paper; sizes ours).
     ae: f has `depth` layers down to a bottleneck of `width` (None: D / 2) and as many up (paper).
     linear, procrustes: f is one matrix; shift: f(x) = x (not in the paper; step2_align.solve).
     Means and scales are those of the training pairs, so that f meets numbers around 0 of size 1."""
@@ -261,7 +261,6 @@ def build_aligner(art, lm):
     config = art["aligner"]
     aligner = Inside(lm, config["rank"]) if art["arch"] == "inside" else Aligner(**config)
     aligner.load_state_dict(art["state"])
-    aligner.digest = digest_of(*(tensor.numpy().tobytes() for tensor in art["state"].values()))
     return aligner.eval().requires_grad_(False)
 
 
@@ -480,8 +479,9 @@ def cached(encoder, out, texts, progress="encode"):
     """encode(encoder, texts), (N, D), each text found in <out>/cache if it was encoded before, so that
     n=20000 after n=5000 costs 15,000 texts. With an Inside on, the embeddings are those of e_A."""
     check_ranks(texts)
-    inside = encoder.inside.digest[:16] if encoder.inside else "plain"
-    name = f"{encoder.digest[:16]}-{inside}-{str(encoder.lm.dtype)[6:]}"
+    weights = encoder.inside.state_dict().values() if encoder.inside else ()
+    inside = digest_of(*(tensor.cpu().numpy().tobytes() for tensor in weights))
+    name = f"{encoder.digest[:16]}-{inside[:16]}-{str(encoder.lm.dtype)[6:]}"
     folder, rows = Path(out, "cache", name), {}  # files never change; rows: key -> (D,)
     for path in sorted(folder.glob("*.pt")):
         art = load(path, "cache", encoder.digest)

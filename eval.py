@@ -94,7 +94,7 @@ def classify(out, texts, lang, device="cpu", dtype=None, **flags):
 def predict(source, file, head, encoder, width, args):
     """For each line of an open file print label, probability (--all: of each label), text (--text)."""
     if args.all:
-        say("label", *head["labels"], *["text"] * args.text, sep="\t")
+        say("label", *head["labels"], *(ROWS[1].split()[1:][:width] if args.text else []), sep="\t")
     rows, done = read_texts(source, file, width), 0
     try:
         while texts := list(itertools.islice(rows, CHUNK)):
@@ -115,7 +115,7 @@ def main():
     flag("--split", choices=("test", "dev"), default="test", help="rows to judge on, else test.tsv")
     flag("--predict", metavar="FILE", help="label its lines (-: stdin) by the head that flags name")
     flag("--all", action="store_true", help="with --predict: a column for each label, and a header")
-    flag("--text", action="store_true", help="with --predict: repeat the text as the last column")
+    flag("--text", action="store_true", help="with --predict: repeat the text in the last columns")
     args = p.parse_args()
     device, dtype, machine = pick_device(args)
     encoder, info = load_encoder(args.out, device, dtype, args.data, args.batch_tokens)

@@ -62,7 +62,7 @@ def solve(arch, x, y, held_x, held_y):
     shift       W = I: the difference of the means
     procrustes  W orthogonal, from the SVD of X^T Y (Schonemann 1966)
     linear      W = I + (X^T X + r I)^-1 X^T (Y - X), ridge toward the identity: what few pairs cannot
-                tell stays as it is; r / mean eigenvalue is the one of RIDGES with the least held-out MSE"""
+                tell stays as it is; r: the share in RIDGES of the mean eigenvalue with least held-out MSE"""
     if arch not in CLOSED:
         raise ValueError(f"arch {arch!r} is none of {', '.join(CLOSED)}")
     aligner = Aligner(arch, x.shape[1])
@@ -74,8 +74,8 @@ def solve(arch, x, y, held_x, held_y):
     if arch == "linear":
         values, V = torch.linalg.eigh(X.T @ X)  # X^T X = V diag(values) V^T
         right, best = V.T @ X.T @ (Y - X), float("inf")
-        for r in RIDGES:
-            W = torch.eye(len(V)) + V @ (right / (values + r * values.mean())[:, None])
+        for share in RIDGES:
+            W = torch.eye(len(V)) + V @ (right / (values + share * values.mean())[:, None])
             mse = F.mse_loss((held_x - x.mean(0)) @ W.float() + y.mean(0), held_y).item()
             if mse < best:
                 best, aligner.f.weight.data = mse, W.T.float().contiguous()
@@ -85,7 +85,7 @@ def solve(arch, x, y, held_x, held_y):
 # Ours: A inside the frozen LM -------------------------------------------------------------------
 def fit_inside(inside, encoder, texts, y, held, held_y, epochs=None, lr=3e-3, batch=32, seed=0):
     """Minimise Eq. 1 reversed, |e_A(T(d)) - e(d)|^2, where e_A is the frozen LM with A in it: texts T(d),
-    y = e(d) (N, D). epochs None: 4, or 180 steps (ours). Keeps the last; returns the held-out MSE of each."""
+    y = e(d) (N, D). epochs None: at least 4, and 180 steps (ours). Keeps the last; returns the held-out MSE of each."""
     model = average_gradients(inside.to(encoder.lm.device))  # of several GPUs
     steps = -(-len(texts) // batch)  # an epoch
     epochs = epochs or max(4, -(-180 // steps))

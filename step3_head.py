@@ -21,7 +21,7 @@ from common import UserError, bar, build_aligner, cached, file_name, find, load_
 from common import load_english, load_task, load_translated, logits, make_parser, pick_device
 from common import read_lines, read_texts, run, save, say, warn_if
 
-EPOCHS, STEPS, BATCH = 10, 2_000, 64  # ten epochs, for few rows more, up to 2,000 steps; ours
+EPOCHS, STEPS, BATCH = 10, 2_000, 64  # at least ten epochs and 2,000 steps; ours
 
 
 def train_heads(x, y, classes, residuals=None, seeds=range(5), l2=0.05, lr=1e-3):
@@ -29,7 +29,7 @@ def train_heads(x, y, classes, residuals=None, seeds=range(5), l2=0.05, lr=1e-3)
     residuals (M, D): to a row of x a random one of them is added, drawn anew in each epoch.
     Returns {"weight": (S, C, D), "bias": (S, 1, C), "mean": (D,), "scale": (D,)} for common.logits."""
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-    spread = x.var(0) if residuals is None else x.var(0) + residuals.var(0).to(x.device)  # mean 0
+    spread = x.var(0) if residuals is None else x.var(0) + residuals.var(0).to(x.device)
     mean, scale = x.mean(0), spread.sqrt().clamp_min(1e-6)  # the inputs are standardised
     x, y = (x - mean) / scale, y.to(x.device)
     r = None if residuals is None else residuals.to(x.device) / scale  # (M, D)
