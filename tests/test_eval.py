@@ -266,9 +266,11 @@ def other_runs(world, tmp_path_factory):
 def test_pair_task_takes_two_columns(other_runs, label):
     texts = [(TEXTS[i], TEXTS[-i - 1]) for i in range(6)]
     lines = ["\t".join(text) for text in texts]
-    rows = label(other_runs[0], lines, "--method", "english", "--text")
+    header, *rows = label(other_runs[0], lines, "--method", "english", "--text", "--all")
+    width = len(header) - 2
     labels, _ = evaluation.classify(other_runs[0], texts, lang="ko", method="english")
-    assert [row[0] for row in rows] == labels and [tuple(row[2:]) for row in rows] == texts
+    assert header[width:] == ["text", "text_b"] and [row[0] for row in rows] == labels
+    assert [tuple(row[width:]) for row in rows] == texts
     with pytest.raises(UserError, match="text.txt:2: not 2 filled column"):
         label(other_runs[0], ["a\tb", "a"], "--method", "english")
 
