@@ -246,7 +246,7 @@ WARNINGS = [  # (what is broken, command, what it warns of then, and not before)
     (pairs(swapped), ALIGN, "nearer to the task's text: columns swapped"),
     (pairs(refused), ALIGN, "rows share a translation, '나'; 1?[0-9]+ are different"),
     (pairs(untranslated), ALIGN, r"\d+ of \d+ translations are the source itself"),
-    (pairs(other_domain), ALIGN, "far from the task's text: expect little or no gain"),
+    (pairs(other_domain), ALIGN, "far from the task's text: expect no gain"),
     (pairs(unrelated_five_times), ALIGN, "A is no better than the mean"),
     (pairs(first_is_long), ALIGN, r"1 texts fill \d+ tokens: the rest is not read"),
     (english(first_is_long), TUNE, r"1 texts fill \d+ tokens: the rest is not read"),
