@@ -28,8 +28,8 @@ FIELDS = "lang", "method", "arch", "n", "residuals", "l2", "seeds"  # what a var
 
 
 def logits_of(head, encoder, embed, texts):
-    """Texts -> logits (S, N, C) of a head's seeds; embed(texts) -> (N, D) is e(.). Only Rev-LangAlign
-    needs A at inference: behind e(.), or in the LM (paper, inference and Rev-LangAlign)."""
+    """Texts -> logits (S, N, C) of load_head's dict, S seeds; embed(texts) -> (N, D) is e(.), by `encoder`.
+    Only Rev-LangAlign needs A at inference: behind e(.), or in the LM (paper, Rev-LangAlign)."""
     if head["method"] != "rev":
         return logits(head["heads"], embed(texts))
     aligner = build_aligner(head, encoder.lm)

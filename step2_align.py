@@ -29,7 +29,7 @@ WARN_GAP = 0.15  # above: pairs of another domain (data/RESULTS.md, Choices)
 # The paper: FC or AE, trained by Eq. 1 ----------------------------------------------------------
 def fit(aligner, x, y, held_x, held_y, epochs=30, lr=1e-3, batch=128, weight_decay=1.0, seed=0):
     """Minimise Eq. 1, the squared error between A(x) and y (paper, Step 2): x = e(d_en), y = e(T(d_en)),
-    both (N, D); swapped for Rev-LangAlign. Keeps the best epoch; returns the held-out MSE of each."""
+    both (N, D); swapped for Rev-LangAlign. In place, best epoch kept; returns held-out MSEs."""
     torch.manual_seed(seed)  # of dropout
     x, y = x.to(aligner.mean_x.device), y.to(aligner.mean_x.device)
     aligner.mean_x, aligner.scale_x = x.mean(0), x.std(0).clamp_min(1e-6)
@@ -77,15 +77,15 @@ def solve(arch, x, y, held_x, held_y):
         for share in RIDGES:
             W = torch.eye(len(V)) + V @ (right / (values + share * values.mean())[:, None])
             mse = F.mse_loss((held_x - x.mean(0)) @ W.float() + y.mean(0), held_y).item()
-            if mse < best:
+            if not mse >= best:  # so that NaN shows
                 best, aligner.f.weight.data = mse, W.T.float().contiguous()
     return aligner
 
 
 # Ours: A inside the frozen LM -------------------------------------------------------------------
 def fit_inside(inside, encoder, texts, y, held, held_y, epochs=None, lr=3e-3, batch=32, seed=0):
-    """Minimise Eq. 1 reversed, |e_A(T(d)) - e(d)|^2, where e_A is the frozen LM with A in it: texts T(d),
-    y = e(d) (N, D). epochs None: at least 4, and 180 steps (ours). Keeps the last; returns the held-out MSE of each."""
+    """Minimise Eq. 1 reversed, |e_A(T(d)) - e(d)|^2; e_A: load_encoder's frozen LM with A in it, texts T(d),
+    y = e(d) (N, D). epochs None: at least 4 and 180 steps (ours). Keeps the last; returns held-out MSEs."""
     model = average_gradients(inside.to(encoder.lm.device))  # of several GPUs
     steps = -(-len(texts) // batch)  # an epoch
     epochs = epochs or max(4, -(-180 // steps))
