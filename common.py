@@ -539,8 +539,8 @@ def pick_device(args):
     """(device, dtype of the LM, None: fp32; both in words) of the flags, which are checked first."""
     for name, value in vars(args).items():
         low = {"seed": 0, "epochs": 0, "lr": 0, "l2": 0, "max_len": 3}.get(name, 1)
-        if type(value) in (int, float) and not value >= low:
-            raise UserError(f"--{name.replace('_', '-')} {value}: give {low} or more")
+        if type(value) in (int, float) and not low <= value < 2**32:
+            raise UserError(f"--{name.replace('_', '-')} {value}: give {low} or more, below 2^32")
     if not re.fullmatch(r"[A-Za-z0-9_-]+", vars(args).get("lang", "en")):
         raise UserError(f"--lang {args.lang!r}: give a language code such as ko")
     there = torch.accelerator.current_accelerator(True) or torch.device("cpu")
@@ -553,8 +553,7 @@ def pick_device(args):
     native = has.get("avx512_bf16") or has.get("amx_bf16")
     if device.type == "cuda":
         native = torch.cuda.is_bf16_supported(including_emulation=False)
-    auto = "bf16" if native else {"cuda": "fp16"}.get(device.type, "off")
-    amp = args.amp or auto
+    amp = args.amp or ("bf16" if native else "fp16" if device.type == "cuda" else "off")
     dtype = {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16}[amp]
     return device, dtype, f"{WORLD} x {device}, amp {amp} ({'' if native else 'no '}native bf16)"
 

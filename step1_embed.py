@@ -98,7 +98,8 @@ def main():
     tempfile.TemporaryFile(dir=args.out).close()  # a read-only folder fails now, not after training
     counts = str(dict(zip(info["labels"], y.bincount().tolist())))[:300]
     say(f"step 1 | {machine} | {args.model}, {encoder.lm.num_parameters():,} parameters")
-    say(f"{args.task}: {len(y)} English rows, labels {counts}; {len(dev_y)} dev rows")
+    say(f"{args.task}: {len(y)} English rows, labels {counts}")
+    say(f"{len(dev_y)} dev rows, {len(set(texts) & set(dev_texts))} of them training rows, too")
     full = sum(length >= encoder.max_len for length in lengths)
     warn_if(full, f"{full} texts fill {encoder.max_len} tokens: the rest is not read")
     options = {"epochs": args.epochs, "lr": args.lr, "batch": args.batch, "seed": args.seed}

@@ -147,7 +147,7 @@ step2 --lang ko/               : --lang 'ko/': give a language code
 step2 --lang [ko]              : --lang '\[ko\]': give a language code
 step2 --n 9999                 : ko/translated.tsv: (\d+) different pairs, not 9999; step 2: --n \1
 step2 --n 0                    : --n 0: give 1 or more
-step3 --n -3                   : --n -3: give 1 or more
+step3 --seed 5000000000         : --seed 5000000000: give 0 or more, below
 step2 --arch FC                : --arch: invalid choice: 'FC' .*'fc'.*'inside'
 step2 --device tpu             : --device tpu: it is not here
 step3 --residuals --method rev : --residuals goes with --method langalign
