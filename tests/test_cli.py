@@ -140,7 +140,7 @@ FLAGS = r"""
 step1 --data {path}/none       : none/reviews/en/train.tsv: no such file; is --data the root
 step1 --out {path}/encoder/..  : encoder: not of step 1, which replaces it; choose another --out
 step1 --model {path}/none      : --model .*none: .*; give a hub name, or a folder
-step1 --lr 1e30                : the loss is nan: lower --lr 1e[+]30
+step1 --lr 4e9                 : the loss is (nan|inf): lower --lr 4e[+]09
 step2 --out {path}/none        : none/embed.pt: No such file.* python step1_embed.py
 step2 --lang xx                : xx/translated.tsv: no such file
 step2 --lang ko/               : --lang 'ko/': give a language code
