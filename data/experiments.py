@@ -4,7 +4,6 @@
     python data/experiments.py --out runs/nusax0 --lang jv --n 25 50 100 --subsets 3 # gain against n
     python data/experiments.py --out runs/nusax0 --lang jv --inside                  # minutes a language
     python data/experiments.py --out runs/nusax0 --lang jv --distil --lr 1e-4        # a peer: the LM trained
-    python data/experiments.py --out runs/nusax0 --lang jv --peft                    # a peer: pip install peft
     python data/experiments.py --table runs/nusax0 runs/nusax1 runs/nusax2           # means over run folders
 
 Reads   <out>/ of step1_embed.py, and the task's en, <lang>/test, dev and translated.tsv.
@@ -37,7 +36,7 @@ from step3_head import train_heads
 
 STUDENT = {2: 12.71, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571}  # 97.5% quantile for so many runs
 STUDENT |= {7: 2.447, 8: 2.365, 9: 2.306, 10: 2.262}
-LR = 3e-3  # of inside and its peers
+LR = 3e-3  # of inside and its peer
 
 
 def calibration_error(probabilities, y, bins=10):
@@ -152,10 +151,9 @@ def methods_of_n(L, n, subset, seeds, controls):
 
 
 class Peer(nn.Module):
-    """The peers of Inside: instead of A, a copy of the whole LM is trained, its word embeddings not; or,
-    with `peft`, the LoRA of that library in it, of the same rank and scale."""
+    """The peer of Inside: instead of A, a copy of the whole LM is trained, its word embeddings not."""
 
-    def __init__(self, encoder, peft=False):
+    def __init__(self, encoder):
         super().__init__()
         half = encoder.lm.dtype if encoder.lm.dtype != torch.float32 else None
         self.lm, self.autocast = copy.deepcopy(encoder.lm).float(), half
@@ -163,13 +161,6 @@ class Peer(nn.Module):
         for table in self.lm.modules():
             if isinstance(table, nn.Embedding) and table.num_embeddings >= len(encoder.tokenizer):
                 table.requires_grad_(False)
-        if peft:
-            try:
-                from peft import LoraConfig, get_peft_model
-            except ImportError:
-                raise UserError("--peft: pip install peft")
-            lora = LoraConfig(r=8, lora_alpha=8, target_modules="all-linear")
-            self.lm = get_peft_model(self.lm, lora)  # freezes all else
 
     def forward(self, encoder, batch):
         with self.on(encoder):
@@ -185,15 +176,15 @@ class Peer(nn.Module):
             encoder.lm, encoder.autocast = kept, None
 
 
-def inside_of_n(L, n, subset, peer, lr):
-    """The record of A inside the LM, or of its peer "distil" or "peft", from n pairs, with seconds."""
+def inside_of_n(L, n, subset, distil, lr):
+    """The record of A inside the LM, or of the LM distilled, from n pairs, with seconds of training."""
     english, target, _ = load_translated(L.info, L.lang, n, seed=subset)
     y = L.cache(english)  # e(d_en), the target of Eq. 1 reversed
     train, held = hold_out(english)
     texts, held_texts = [target[i] for i in train], [target[i] for i in held]
     dev_texts, dev_y = load_task(L.info, L.lang, "dev")
     torch.manual_seed(0)
-    inside = Peer(L.encoder, peer == "peft") if peer else Inside(L.encoder.lm)
+    inside = Peer(L.encoder) if distil else Inside(L.encoder.lm)
     start = time.perf_counter()
     fit_inside(inside, L.encoder, texts, y[train], held_texts, y[held], lr=lr)
     told = {"n": len(english), "subset": subset, "seconds": time.perf_counter() - start}
@@ -202,8 +193,8 @@ def inside_of_n(L, n, subset, peer, lr):
         dev = (logits(L.english, encode(L.encoder, dev_texts)).argmax(2) == dev_y).double().mean()
     told["dev"] = dev.item()
     told["parameters"] = sum(p.numel() for p in inside.parameters() if p.requires_grad)
-    method = {"distil": "distilled", "peft": "inside by peft"}.get(peer, "inside")
-    method += f", lr {lr:g}" if peer == "distil" or lr != LR else ""
+    method = "distilled" if distil else "inside"
+    method += f", lr {lr:g}" if distil or lr != LR else ""
     return L.record(method, L.english, test_x, **told)
 
 
@@ -267,8 +258,7 @@ def main(argv=None):
     only = p.add_mutually_exclusive_group().add_argument
     only("--inside", action="store_true", help="only A inside the LM: minutes a language")
     only("--distil", action="store_true", help="only the whole LM, distilled on the pairs")
-    only("--peft", action="store_true", help="only LoRA by the library peft")
-    p.add_argument("--lr", type=float, default=LR, help="of these three (default: 3e-3)")
+    p.add_argument("--lr", type=float, default=LR, help="of these two (default: 3e-3)")
     p.add_argument("--data", help="root of the data, if it moved since step 1")
     p.add_argument(
         "--table", nargs="+", metavar="OUT", help="print the means over these run folders"
@@ -278,9 +268,8 @@ def main(argv=None):
         return print_table(args.table, args.lang)
     if not (args.out and args.lang):
         p.error("give --out, the run folder of step 1, and --lang; or --table")
-    peer = "distil" if args.distil else "peft" if args.peft else None
-    if args.lr != LR and not (args.inside or peer):
-        p.error("--lr goes with --inside, --distil or --peft")
+    if args.lr != LR and not (args.inside or args.distil):
+        p.error("--lr goes with --inside or --distil")
     for lang, n in itertools.product(args.lang, args.n):  # every flag is checked before any work
         flags = {**vars(args), "lang": lang, "n": n, "device": None, "amp": None}
         device, dtype, _ = pick_device(argparse.Namespace(**flags))
@@ -291,7 +280,7 @@ def main(argv=None):
         return read_records(args.out) if path.exists() else []
 
     done = {json.dumps(r["job"]) for r in recorded()}
-    kind = f"{peer} {args.lr:g}" if peer else args.inside
+    kind = f"distil {args.lr:g}" if args.distil else args.inside
     if args.inside and args.lr != LR:
         kind = f"inside {args.lr:g}"
     for lang in args.lang:
@@ -304,7 +293,7 @@ def main(argv=None):
             if n == "fixed":
                 made = fixed_methods(L)
             elif kind:
-                made = [inside_of_n(L, n, subset, peer, args.lr)]
+                made = [inside_of_n(L, n, subset, args.distil, args.lr)]
             else:
                 made = methods_of_n(L, n, subset, args.seeds, n is None)
             made = [{**r, "job": job} for r in made]
