@@ -155,21 +155,21 @@ def encode(encoder, texts, progress="encode", place="text ", first=1):
         raise TypeError(f"give a list of texts, not the bare string {texts[:30]!r}")
     check_ranks(texts)
     encoder.eval()
-    mine = range(RANK, len(texts), WORLD)
+    device, mine = encoder.lm.device, range(RANK, len(texts), WORLD)
     rows = encoder.tokenize([texts[i] for i in mine]) if mine else []
-    budget = encoder.batch_tokens or BATCH_TOKENS.get(encoder.lm.device.type, 16_384)
+    budget = encoder.batch_tokens or BATCH_TOKENS.get(device.type, 16_384)
     full = sum(len(row["input_ids"]) >= encoder.max_len for row in rows)
     warn_if(full and progress, f"{full} texts fill {encoder.max_len} tokens: the rest is not read")
     cut = list(batches([len(row["input_ids"]) for row in rows], budget))
-    out = torch.zeros(len(texts), encoder.dim, device=encoder.lm.device)
+    out = torch.zeros(len(texts), encoder.dim, device=device)
+    parts = [out[:0]]  # one copy at the end: a copy of numbers for each batch would stop a GPU
     for index in bar(cut, desc=progress):
-        batch = pad([rows[i] for i in index], encoder.tokenizer, encoder.lm.device)
-        out[[mine[i] for i in index]] = encoder(batch)  # (B, D)
+        parts.append(encoder(pad([rows[i] for i in index], encoder.tokenizer, device)))  # (B, D)
+    out[[mine[i] for index in cut for i in index]] = torch.cat(parts)
     if WORLD > 1:
         dist.all_reduce(out)  # the rows of the other ranks are 0 on this one
     out = out.cpu()
-    bad = out.isfinite().all(1).logical_not().nonzero()  # (K, 1)
-    if len(bad):
+    if len(bad := out.isfinite().all(1).logical_not().nonzero()):  # (K, 1)
         raise UserError(f"{place}{first + bad[0].item()}: not a finite embedding; try --amp off")
     return out
 
