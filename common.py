@@ -2,7 +2,7 @@
 
 e(.) is the frozen multilingual encoder, A the aligner, d_en an English text, T(d_en) its translation.
 Read e(.) and A first, the rest when a script calls it.
-Shapes: N rows, B batch, T tokens, D embedding width, C classes, S head seeds, R rank of LoRA.
+Shapes: N rows, M others, n pairs, P premises, B batch, T tokens, D width, C classes, S seeds, R rank.
 A text is a tuple: (text,), or in a pair task such as NLI (text, text_b), encoded as one sequence pair.
 Embeddings are fp32 tensors (N, D) on the CPU.
 """
@@ -61,11 +61,11 @@ def average_gradients(model):
 
 def check_ranks(texts):
     """UserError if the ranks were given different texts."""
-    digests = [digest_of(repr(texts).encode())] * WORLD
     if WORLD > 1:
+        digests = [digest_of(repr(texts).encode())] * WORLD
         dist.all_gather_object(digests, digests[0])
-    if len(set(digests)) > 1:
-        raise UserError("the ranks read different texts: give all of them the same files")
+        if len(set(digests)) > 1:
+            raise UserError("the ranks read different texts: give all of them the same files")
 
 
 # e(.): the multilingual encoder -----------------------------------------------------------------
@@ -88,7 +88,7 @@ class Encoder(nn.Module):
         lm.pooler = None  # BERT's own: unused here
         self.lm, self.tokenizer, self.pool, self.dim = lm, tokenizer, pool, lm.config.hidden_size
         self.max_len = min(max_len, tokenizer.model_max_length)
-        self.autocast = self.batch_tokens = self.inside = self.digest = None  # set by the scripts
+        self.autocast = self.batch_tokens = self.inside = self.digest = None  # set later
 
     def forward(self, batch):
         """A batch of `pad` -> (B, D) fp32."""
@@ -109,8 +109,7 @@ class Encoder(nn.Module):
         rows = [dict(zip(out, values)) for values in zip(*out.values())]
         highest = max(max(row["input_ids"], default=0) for row in rows)
         if highest >= (getattr(self.lm.config, "vocab_size", None) or highest + 1):
-            token = self.tokenizer.convert_ids_to_tokens(highest)
-            told = f"{type(self.lm).__name__} has no embedding for token {token!r}"
+            told = f"the LM has no embedding for {self.tokenizer.convert_ids_to_tokens(highest)!r}"
             raise UserError(f"{told}; delete the texts that have it, or choose another --model")
         return rows
 
@@ -136,7 +135,7 @@ def shuffled(encoder, rows, batch, generator, progress):
         pool = sorted(pool.tolist(), key=lambda i: len(rows[i]["input_ids"]))
         cut += [pool[i : i + batch] for i in range(0, len(pool), batch)]
     for number in bar(torch.randperm(len(cut), generator=generator).tolist(), desc=progress):
-        index = cut[number][RANK::WORLD] or cut[number][:1]  # a rank's share; none would hang all
+        index = cut[number][RANK::WORLD] or cut[number][:1]  # a rank's share; if empty, one row
         yield index, pad([rows[i] for i in index], encoder.tokenizer, encoder.lm.device)
 
 
@@ -150,7 +149,7 @@ def make_optimizer(weights, lr, steps, weight_decay=0.0):
 @torch.no_grad()
 def encode(encoder, texts, progress="encode", place="text ", first=1):
     """Texts or (text, text_b) pairs -> (N, D) fp32 on the CPU, in their order. Under torchrun a rank does
-    its share and gets all. UserError with the place of a text whose embedding is not finite."""
+    its share and gets all. UserError with place and begin of a text whose embedding is not finite."""
     if isinstance(texts, str):
         raise TypeError(f"give a list of texts, not the bare string {texts[:30]!r}")
     check_ranks(texts)
@@ -170,7 +169,8 @@ def encode(encoder, texts, progress="encode", place="text ", first=1):
         dist.all_reduce(out)  # the rows of the other ranks are 0 on this one
     out = out.cpu()
     if len(bad := out.isfinite().all(1).logical_not().nonzero()):  # (K, 1)
-        raise UserError(f"{place}{first + bad[0].item()}: not a finite embedding; try --amp off")
+        why = f"not a finite embedding of {str(texts[bad[0]])[:50]}; try --amp off"
+        raise UserError(f"{place}{first + bad[0].item()}: {why}")
     return out
 
 
@@ -185,7 +185,7 @@ class Aligner(nn.Module):
     fc: f is `depth` linear layers of `width` (None: D), ReLU and dropout between (paper; sizes ours).
     ae: f has `depth` layers down to a bottleneck of `width` (None: D / 2) and as many up (paper).
     linear, procrustes: f is one matrix; shift: f(x) = x (not in the paper; step2_align.solve).
-    Means and scales are those of the training pairs, so that f meets numbers around 0 of size 1."""
+    Means and scales are those of the training pairs (closed forms: scales 1): f meets numbers around 0."""
 
     def __init__(self, arch="fc", dim=768, depth=None, width=None, dropout=0.1):
         super().__init__()

@@ -4,7 +4,7 @@
     python eval.py --lang ko --predict reviews.txt > labels.tsv  # --predict - reads standard input
 
 Reads   <out>/ of steps 1 to 3 and <data>/<task>/<lang>/test.tsv.
-Writes  <out>/results.json, the table as a list of objects. --predict: only standard output, for each
+Writes  <out>/results-<lang>.json, the table as a list of objects. --predict: only standard output, for each
         line of text (in a pair task text, tab, text_b) `label <tab> probability`, the heads' mean.
 Expect  on toy Korean english 57%, langalign fc 23 points more, with residuals 28; other processors differ.
 """
@@ -117,10 +117,12 @@ def main():
     flag("--all", action="store_true", help="with --predict: a column for each label, and a header")
     flag("--text", action="store_true", help="with --predict: repeat the text in the last columns")
     args = p.parse_args()
+    flags = {k: vars(args)[k] for k in ("method", "arch", "n", "residuals", *HEAD_DEFAULTS)}
+    given = [k for k in (*flags, "all", "text") if vars(args)[k] != p.get_default(k)]
+    warn_if(given and not args.predict, f"{given} go with --predict: every head is judged here")
     device, dtype, machine = pick_device(args)
     encoder, info = load_encoder(args.out, device, dtype, args.data, args.batch_tokens)
     if args.predict:
-        flags = {k: vars(args)[k] for k in ("method", "arch", "n", "residuals", *HEAD_DEFAULTS)}
         head = load_head(args.out, encoder, args.lang, **flags)
         say(f"labelling with {head['path']}", file=sys.stderr)
         file = sys.stdin.fileno() if args.predict == "-" else args.predict
@@ -144,12 +146,10 @@ def main():
         name = f"{r['method']} {r['arch'] or ''}".strip()
         name += " residuals" if r["residuals"] else ""
         name += f" l2 {r['l2']:g}" if r["l2"] != HEAD_DEFAULTS["l2"] else ""
-        line = f"  {name:28}{r['n'] or '-':>7}{r['heads']:7}"
-        line += f"{r['accuracy']:10.2%}{100 * r['accuracy_std']:6.2f}"
-        low, high = r["interval"]
-        gain = f"  {100 * r['gain']:+6.2f} [{100 * low:+.2f}, {100 * high:+.2f}]"
-        say(line + (gain if r["method"] != "english" else ""))
-    path = Path(args.out, "results.json" if args.split == "test" else "results-dev.json")
+        std, gain, low, high = (100 * v for v in (r["accuracy_std"], r["gain"], *r["interval"]))
+        line = f"  {name:28}{r['n'] or '-':>7}{r['heads']:7}{r['accuracy']:10.2%}{std:6.2f}"
+        say(line + (f"  {gain:+6.2f} [{low:+.2f}, {high:+.2f}]" if r is not records[0] else ""))
+    path = Path(args.out, f"results-{args.lang}{'-dev' if args.split == 'dev' else ''}.json")
     write_whole(path, json.dumps(records, indent=1).encode())
     say(f"-> {path}")
 

@@ -85,7 +85,7 @@ def main():
     lengths = [len(row) for row in rows]
     unknown = sum(row.count(encoder.tokenizer.unk_token_id) for row in rows)
     try:  # what would fail in the middle of the training fails here
-        if min(max(lengths), encoder.max_len) < 3 or 2 * unknown > sum(lengths):
+        if max(lengths) < 3 or 2 * unknown > sum(lengths):
             raise ValueError(f"{unknown} tokens of {sum(lengths)} unknown; no tokenizer.json?")
         encode(encoder, [texts[lengths.index(max(lengths))]], progress="")
     except (RuntimeError, TypeError, ValueError, IndexError) as err:

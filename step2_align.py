@@ -5,7 +5,7 @@
     python step2_align.py --lang ko --arch inside                # ours: A inside the frozen LM, minutes
 
 Reads   <out>/ of step 1 and <data>/<task>/<lang>/translated.tsv (formats: data/README.md).
-Writes  <out>/align-<lang>-<arch>-n<n>.pt and embeddings under <out>/cache/.
+Writes  <out>/align-<lang>-<arch>-n<n>.pt, reversed align-<lang>-rev-..., and embeddings under <out>/cache/.
 Expect  no warning; on the toy world R^2 0.82, P@1 36% (identity: 0%) for Korean.
 """
 
@@ -49,7 +49,7 @@ def fit(aligner, x, y, held_x, held_y, epochs=30, lr=1e-3, batch=128, weight_dec
             schedule.step()
         history.append(F.mse_loss(aligner.map(held_x), held_y).item())
         if not history[-1] < float("inf"):
-            raise UserError(f"the held-out MSE is {history[-1]}: lower the learning rate {lr:g}")
+            raise UserError(f"the held-out MSE is {history[-1]}: lower lr {lr:g}")
         if history[-1] == min(history):
             kept = copy.deepcopy(aligner.state_dict())
     aligner.load_state_dict(kept)
@@ -125,11 +125,11 @@ def report(predicted, x, y, mean):
     for name, r in rows.items():
         say(f"  {name:18s} {r['mse']:9.3g} {r['cosine']:8.3f} {r['r2']:8.3f} {r['p1']:8.1%}")
     a, identity = rows["A"], rows["identity"]
-    chance = min(0.5, max(0.02, 2 / len(y)))
     worse = a["cosine"] <= identity["cosine"] or (a["r2"] < 0.5 and a["p1"] < identity["p1"])
     told = "did A collapse, or do the columns not belong together?"
     warn_if(a["r2"] < 0.05, f"A is no better than the mean: {told}")
-    warn_if(a["p1"] < chance, f"P@1 is {a['p1']:.1%}, chance: is translated.tsv shifted by a row?")
+    low = a["p1"] < min(0.5, max(0.02, 2 / len(y)))  # near chance
+    warn_if(low, f"P@1 is {a['p1']:.1%}: is translated.tsv shifted by a row?")
     warn_if(worse, "A is no better than identity: do many rows share a translation?")
     return rows
 
@@ -156,7 +156,7 @@ def main():
     warn_if(count > max(2, len(target) / 100), shared)
     same = sum(source == translation for source, translation in zip(english, target))
     warn_if(same > len(target) / 10, f"{same} of {len(target)} translations are the source itself")
-    spread = task_x.var(0).sum().sqrt()  # gap: distance of the means, 0 if alike
+    spread = task_x.var(0).sum().sqrt()  # one standard deviation, and so the gaps' unit
     gap, gap_y = ((t.mean(0) - task_x.mean(0)).norm().div(spread).item() for t in (x, y))
     say(f"domain gap of the pairs' English to the task's: {gap:.2f}")
     warn_if(gap > WARN_GAP, "the pairs are far from the task's text: expect no gain; inside loses")

@@ -7,7 +7,7 @@
 Baselines (--method): english; native: labelled target rows; translated: translations and their labels;
 mixed: these, and English rows that have none; centred: English moved onto the mean of --unlabelled text.
 Reads   <out>/ of step 1, for langalign and rev an aligner of step 2, and <data>/<task>/.
-Writes  <out>/head-<lang>-....pt: what inference needs besides encoder/ and embed.pt; head-english.pt.
+Writes  <out>/head-<lang>-....pt: what inference needs besides encoder/, embed.pt; head-english.pt anew.
 Expect  on the toy world 97% of English dev rows right through A, 99% without.
 """
 

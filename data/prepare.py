@@ -10,17 +10,20 @@ Expect   the row counts of SOURCES in this file, which are checked, less the row
 
                   English                    target language                  translated.tsv
 nusax, 11 langs   NusaX train, valid, test   NusaX train, valid, test         NusaX train, by people
+xnli, 15 langs    XNLI dev + test, cut in 3  the same rows, dev and test      XNLI's, by people
 sentiment ko      SST-2 train, dev           NSMC train (dev cut off), test   none: data/translate.py
 sentiment ja      SST-2 train, dev           JRTE train, dev, test            none
 sentiment zh      SST-2 train, dev           waimai + ChnSentiCorp, cut in 3  none
 nli ko            MNLI train, XNLI dev, test KorNLI dev, test                 KorNLI's MNLI, by row
 nli zh, sw, ur    MNLI train, XNLI dev, test XNLI dev, test                   XNLI-MT, by row
 nli ja            MNLI train, XNLI dev, test JNLI train, dev, test            JSICK train, trial
-NusaX: ace ban bbc bjn bug id jv mad min nij su.
+NusaX: ace ban bbc bjn bug id jv mad min nij su. XNLI: ar bg de el es fr hi ko ru sw th tr ur vi zh.
 
 Labels get the names of the English ones. A row is dropped, and counted, if its label is none of
 them ("-", neutral reviews), a text is empty, it has too few or too many cells, or its texts stand in
-test or dev too (test keeps them, then dev). English files are the same whatever --lang is. SST-2 has
+test or dev too (test keeps them, then dev). English files are the same whatever --lang is. xnli
+divides anew, by whole premises, the 7,500 rows that people translated (4,000 train, 500 dev, 3,000
+test), so that the task's own rows have translations; the Korean ones are KorNLI's. SST-2 has
 no public test labels, and many of its train rows are phrases of one sentence, so no English test is
 cut off them. NusaX is joined by id, XNLI-MT with the English inside it and KorNLI with MNLI by row,
 labels and counts checked. JSICK labels its languages apart; the Japanese labels are kept, since what
@@ -116,7 +119,13 @@ SOURCES = {
         GITHUB + "kakaobrain/kor-nlu-datasets/master/KorNLI/",
         NLI,
         PAIR,
-        {"multinli.train.ko.tsv": 392_702, "xnli.dev.ko.tsv": 2_490, "xnli.test.ko.tsv": 5_010},
+        {"multinli.train.ko.tsv": 392_702},
+    ),
+    "KorXNLI": Source(
+        GITHUB + "kakaobrain/kor-nlu-datasets/master/KorNLI/",
+        NLI,
+        PAIR,
+        {"xnli.dev.ko.tsv": 2_490, "xnli.test.ko.tsv": 5_010},
     ),
     "JNLI": Source(
         GITHUB + "yahoojapan/JGLUE/main/datasets/jnli-v1.3/",
@@ -154,6 +163,7 @@ LICENCES = {
     "XNLI": "CC BY-NC 4.0",
     "XNLI-MT": "CC BY-NC 4.0",
     "KorNLI": "CC BY-SA 4.0",
+    "KorXNLI": "CC BY-SA 4.0",
     "JNLI": "CC BY-SA 4.0",
     "JSICK": "CC BY-SA 4.0 (its README: CC BY 4.0)",
     "JRTE": "CC BY-NC-SA 4.0",
@@ -165,6 +175,7 @@ FOLDERS = """
 ace:acehnese ban:balinese bbc:toba_batak bjn:banjarese bug:buginese en:english id:indonesian
 jv:javanese mad:madurese min:minangkabau nij:ngaju su:sundanese
 """
+XNLI = "ar bg de el es fr hi ru sw th tr ur vi zh"  # languages by people; Korean is KorNLI's
 NUSAX = dict(pair.split(":") for pair in FOLDERS.split())  # language code -> folder in the source
 for folder in NUSAX.values():
     counts = {f"{folder}/train.csv": 500, f"{folder}/valid.csv": 100, f"{folder}/test.csv": 400}
@@ -174,10 +185,12 @@ NEEDS = {
     ("sentiment", "ko"): ["SST-2", "NSMC"],
     ("sentiment", "ja"): ["SST-2", "JRTE"],
     ("sentiment", "zh"): ["SST-2", "waimai", "ChnSentiCorp"],
-    ("nli", "ko"): ["MNLI", "XNLI", "KorNLI"],
+    ("nli", "ko"): ["MNLI", "XNLI", "KorNLI", "KorXNLI"],
+    ("xnli", "ko"): ["XNLI", "KorXNLI"],
     ("nli", "ja"): ["MNLI", "XNLI", "JNLI", "JSICK"],
 }
 NEEDS |= {("nli", lang): ["MNLI", "XNLI", "XNLI-MT"] for lang in ("zh", "sw", "ur")}
+NEEDS |= {("xnli", lang): ["XNLI"] for lang in XNLI.split()}
 NEEDS |= {
     ("nusax", lang): ["NusaX english", f"NusaX {NUSAX[lang]}"] for lang in set(NUSAX) - {"en"}
 }
@@ -477,7 +490,7 @@ def nli(read, lang):
     for split in ("dev", "test"):
         files["en", split] = read("XNLI", f"XNLI-1.0/xnli.{split}.tsv", ("en",))
         if lang == "ko":
-            files["ko", split] = read("KorNLI", f"xnli.{split}.ko.tsv")
+            files["ko", split] = read("KorXNLI", f"xnli.{split}.ko.tsv")
         elif lang != "ja":
             files[lang, split] = read("XNLI", f"XNLI-1.0/xnli.{split}.tsv", (lang,))
     if lang == "ja":
@@ -493,6 +506,27 @@ def nli(read, lang):
         english, target = (read.aligned(*source) for source in sources)
         files[lang, "translated"] = join(english, target, [file for _, file in sources])
     return files, notes
+
+
+def xnli(read, lang):
+    """({(language, split): rows}, notes for the user): rows by people, divided by premise."""
+    both = []
+    for split in ("dev", "test"):
+        name = f"XNLI-1.0/xnli.{split}.tsv"
+        other = ("KorXNLI", f"xnli.{split}.ko.tsv") if lang == "ko" else ("XNLI", name, (lang,))
+        both += join(read.aligned("XNLI", name, ("en",)), read.aligned(*other), [name, other[1]])
+    premises = list(dict.fromkeys(row[1] for row in both))
+    order = [premises[i] for i in fixed_order(len(premises))]
+    test, dev = round(0.4 * len(order)), max(1, round(len(order) / 15))
+    split_of = dict.fromkeys(order, "train") | dict.fromkeys(order[: test + dev], "dev")
+    split_of |= dict.fromkeys(order[:test], "test")
+    files = {}
+    for row in both:
+        split, english, other = split_of[row[1]], row[:3], (row[0], *row[3:])
+        files.setdefault(("en", split), []).append(english)
+        place, target = (split, other) if split != "train" else ("translated", row)
+        files.setdefault((lang, place), []).append(target)
+    return files, [f"no {lang}/train.tsv: its rows would be those of translated.tsv"]
 
 
 def key(texts):
@@ -537,7 +571,9 @@ def get_args(argv=None):
         usage=argparse.SUPPRESS,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    p.add_argument("task", choices=("nusax", "sentiment", "nli"), help="whose data to prepare")
+    p.add_argument(
+        "task", choices=("nusax", "sentiment", "nli", "xnli"), help="whose data to prepare"
+    )
     p.add_argument(
         "--lang", required=True, help="target language, as in the table above, such as jv"
     )
@@ -561,7 +597,7 @@ def main(argv=None):
     print(f"prepare | {args.task} {args.lang} | {', '.join(names)} | {folders}", flush=True)
     fetch(names, args.raw, args.cache)
     read = Reader(args.raw or args.cache, downloaded=not args.raw)
-    make = {"nusax": nusax, "sentiment": sentiment, "nli": nli}[args.task]
+    make = {"nusax": nusax, "sentiment": sentiment, "nli": nli, "xnli": xnli}[args.task]
     files, notes = make(read, args.lang)
     lost = hold_out(files, args.lang)
 

@@ -43,7 +43,7 @@ import step3_head
 from common import UserError, encode
 
 TOY = str(ROOT / "data" / "toy")
-FULL = {"texts": 2_000, "rounds": 5, "rows": 960, "epochs": 2, "points": 20_000}
+FULL = {"texts": 1_000, "rounds": 3, "rows": 320, "epochs": 2, "points": 20_000}
 QUICK = {"texts": 400, "rounds": 2, "rows": 128, "epochs": 1, "points": 2_000}
 CLASSES = {"fp32": ["torch fp32", "onnx fp32", "onnx O3", "openvino f32"]}
 CLASSES["bf16"] = ["torch bf16", "onnx int8", "openvino as-is"]

@@ -242,7 +242,7 @@ def any_label(rows):
 ALIGN = "step2 --arch linear --data {data}"
 TUNE = "step1 --epochs 2 --lr 1e-3"
 WARNINGS = [  # (what is broken, command, what it warns of then, and not before)
-    (pairs(shifted), ALIGN, r"P@1 is \d.\d%, chance: is translated.tsv shifted"),
+    (pairs(shifted), ALIGN, r"P@1 is \d.\d%: is translated.tsv shifted"),
     (pairs(swapped), ALIGN, "nearer to the task's text: columns swapped"),
     (pairs(refused), ALIGN, "rows share a translation, '나'; 1?[0-9]+ are different"),
     (pairs(untranslated), ALIGN, r"\d+ of \d+ translations are the source itself"),
@@ -337,7 +337,7 @@ def test_data_repoints_a_moved_root(place, play):
         status, _, err = play(line)
         assert status == 2 and "moved/reviews" in err
         assert play(f"{line} --data {{data}}")[0] == 0
-    (place.out / "results.json").unlink()
+    (place.out / "results-ko.json").unlink()
     assert listing(place.out) == before
 
 

@@ -292,7 +292,7 @@ def break_model(folder, fault):
         ("no tokenizer", "tokenizer"),
         ("no padding", "without padding"),
         ("no room", "unknown; no tokenizer.json"),
-        ("ids beyond the table", "XLMRobertaModel has no embedding for token '"),
+        ("ids beyond the table", "the LM has no embedding for '"),
         ("not finite", "not a finite embedding"),
         ("missing weights", "encoder.layer.1.output.dense.weight"),
     ],

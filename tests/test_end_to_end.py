@@ -64,14 +64,14 @@ def test_run_folder_is_as_designed(home):
     names = {path.name for path in (home / "runs").iterdir()}
     made = [f"align-ko-fc-n{N}.pt", f"head-ko-fc-n{N}.pt", f"head-ko-fc-n{N}-residuals.pt"]
     made += [f"align-ko-rev-inside-n{N}.pt", f"head-ko-rev-inside-n{N}.pt", "head-english.pt"]
-    assert names == {"encoder", "embed.pt", "cache", "results.json", *made}
+    assert names == {"encoder", "embed.pt", "cache", "results-ko.json", *made}
     for name in [*made, "embed.pt"]:
         art = torch.load(home / "runs" / name, weights_only=True)
         assert art["kind"] == name.removesuffix(".pt").split("-")[0]
 
 
 def test_toy_world_leaks_nothing_and_evaluates(home):
-    records = json.loads((home / "runs/results.json").read_text())
+    records = json.loads((home / "runs/results-ko.json").read_text())
     variants = {(record["method"], record["arch"], record["residuals"]) for record in records}
     langalign = {("langalign", "fc", False), ("langalign", "fc", True)}
     assert variants == {("english", None, False), ("rev", "inside", False)} | langalign

@@ -85,7 +85,7 @@ def test_fit_keeps_the_epoch_of_the_best_held_out_mse():
 
 def test_a_loss_that_is_not_finite_stops():
     x, y, _ = planted()
-    with pytest.raises(UserError, match="lower the learning rate"):
+    with pytest.raises(UserError, match="lower lr 1e"):
         fit(Aligner("fc", dim=8), *parts(x, y), epochs=2, lr=1e30)
 
 
