@@ -5,6 +5,7 @@
     python data/experiments.py --out runs/nusax0 --lang jv --inside                  # minutes a language
     python data/experiments.py --out runs/nusax0 --lang jv --distil --lr 1e-4        # a peer: the LM trained
     python data/experiments.py --table runs/nusax0 runs/nusax1 runs/nusax2           # means over run folders
+    python data/experiments.py --table runs/nusax? --over "fc residuals"             # gains over a method
 
 Reads   <out>/ of step1_embed.py, and the task's en, <lang>/test, dev and translated.tsv.
 Writes  <out>/experiments.json: a record a method, language, n and seed. The same command again adds what
@@ -103,7 +104,7 @@ def fixed_methods(L):
         texts, y = load_task(L.info, L.lang, "train")
         yield L.record("native", L.heads(L.cache(texts), y))
 
-    # No method: a head cross-validated on the test labels, the most that frozen features hold
+    # No method: a head cross-validated on the test labels
     fold, right = torch.from_numpy(L.premises % 5), 0.0
     for k in range(5):
         heads = L.heads(L.test_x[fold != k], L.test_y[fold != k])
@@ -220,29 +221,43 @@ def collect(folders, langs=()):
     return gains
 
 
-def mean_gain(runs):
-    """(mean, half of Student's interval) over run folders; languages, subsets, seeds averaged first."""
+def mean_gain(runs, over=None):
+    """(mean, half of Student's interval) over run folders; languages, subsets, seeds averaged first.
+    over: the runs of another method, whose gain is subtracted run by run."""
     means = [np.mean([r["gain"] for r in records]) for records in runs.values()]
+    if over:
+        means -= np.array([np.mean([r["gain"] for r in over[folder]]) for folder in runs])
     if len(means) == 1:
         return means[0], 0
     return np.mean(means), STUDENT[len(means)] * np.std(means, ddof=1) / len(means) ** 0.5
 
 
-def print_table(folders, langs):
-    """Print mean gain and Student's interval over run folders."""
+def print_table(folders, langs, over=None):
+    """Print mean gain over English, or over a method, and Student's interval over run folders."""
     gains = collect(folders, langs)
+    if over and over not in {method for method, _ in gains}:
+        methods = ", ".join(sorted({method for method, _ in gains}))
+        raise UserError(f"--over {over}: give one of {methods}")
     print(f"{'method':28}{'n':>7} runs  accuracy   gain  95% over runs  above 0     ECE  tempered")
     for (method, n), runs in gains.items():
         rows = [r for records in runs.values() for r in records]
-        mean, half = mean_gain(runs)
+        others = gains.get((over, n)) or gains.get((over, None))  # of as many pairs
+        if over and not (others and set(runs) <= set(others)):
+            continue
+        mean, half = mean_gain(runs, others)
         clear = sum(r["interval"][0] > 0 for r in rows)
+        interval = f"+-{100 * half:5.2f}" if len(runs) > 1 else "one run"
         numbers = [
             np.mean([r[key] for r in rows]) * 100 for key in ("accuracy", "ece", "ece_tempered")
         ]
         print(
             f"{method:28}{n or '-':>7}{len(runs):5}{numbers[0]:10.2f}{100 * mean:+7.2f}"
-            f"       +-{100 * half:5.2f}{clear:5}/{len(rows):<3}{numbers[1]:8.1f}{numbers[2]:10.1f}"
+            f"{interval:>14}{clear:5}/{len(rows):<3}{numbers[1]:8.1f}{numbers[2]:10.1f}"
         )
+    records = [r for folder in folders for r in read_records(folder) if "gain" not in r]
+    accuracy = [r["accuracy"] for r in records if r["lang"] in (langs or [r["lang"]])]
+    if accuracy:
+        print(f"cross-validated on the test labels: {100 * np.mean(accuracy):.2f}")
 
 
 def main(argv=None):
@@ -260,12 +275,11 @@ def main(argv=None):
     only("--distil", action="store_true", help="only the whole LM, distilled on the pairs")
     p.add_argument("--lr", type=float, default=LR, help="of these two (default: 3e-3)")
     p.add_argument("--data", help="root of the data, if it moved since step 1")
-    p.add_argument(
-        "--table", nargs="+", metavar="OUT", help="print the means over these run folders"
-    )
+    p.add_argument("--table", nargs="+", metavar="OUT", help="print means over these run folders")
+    p.add_argument("--over", metavar="METHOD", help="with --table: gains over it, not over english")
     args = p.parse_args(argv)
     if args.table:
-        return print_table(args.table, args.lang)
+        return print_table(args.table, args.lang, args.over)
     if not (args.out and args.lang):
         p.error("give --out, the run folder of step 1, and --lang; or --table")
     if args.lr != LR and not (args.inside or args.distil):

@@ -62,7 +62,8 @@ def line(x1, y1, x2, y2, colour, more=""):
 def draw(langs, points):
     """The SVG elements of one panel."""
     ns = sorted({n for (method, n) in points if n and method in SHOWN})
-    values = [value[0] for (method, _), value in points.items() if method in (*SHOWN, *LEVELS)]
+    shown = [value for (method, _), value in points.items() if method in (*SHOWN, *LEVELS)]
+    values = [mean + sign * half for mean, half, _ in shown for sign in (-1, 1)]  # of the bars, too
     step = 5 if max(values) > 10 else 1
     low, high = min(0, math.floor(min(values) / step) * step), math.ceil(max(values) / step) * step
     span = math.log(ns[-1] / ns[0])
@@ -90,7 +91,7 @@ def draw(langs, points):
         for n, mean, half, _ in own:
             x, y = at(n, mean)
             parts += [f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3" fill="{colour}"/>']
-            top, bottom = at(n, min(high, mean + half))[1], at(n, max(low, mean - half))[1]
+            top, bottom = at(n, mean + half)[1], at(n, mean - half)[1]
             x += 3 * i - 6  # bars beside each other
             parts += [line(x, top, x, bottom, colour, 'stroke-opacity="0.5"')] if half else []
         words = f"{method} {own[-1][1]:+.1f}" + (" (one run)" if own[-1][3] == 1 else "")
