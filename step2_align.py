@@ -159,7 +159,7 @@ def main():
     spread = task_x.var(0).sum().sqrt()  # one standard deviation, and so the gaps' unit
     gap, gap_y = ((t.mean(0) - task_x.mean(0)).norm().div(spread).item() for t in (x, y))
     say(f"domain gap of the pairs' English to the task's: {gap:.2f}")
-    warn_if(gap > WARN_GAP, "the pairs are far from the task's text: expect no gain; inside loses")
+    warn_if(gap > WARN_GAP, "pairs far from the task's text: expect no gain; inside can do harm")
     warn_if(gap_y < 0.8 * gap, "the translations are nearer to the task's text: columns swapped?")
 
     if reverse:
