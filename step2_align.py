@@ -23,7 +23,6 @@ from common import make_optimizer, make_parser, pick_device, run, save, say, shu
 
 MOST = 2_000  # rows that P@1 and the domain gap are measured on
 RIDGES = 1e-3, 1e-2, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0
-WARN_GAP = 0.15  # above: pairs of another domain (data/RESULTS.md, Choices)
 
 
 # The paper: FC or AE, trained by Eq. 1 ----------------------------------------------------------
@@ -159,7 +158,8 @@ def main():
     spread = task_x.var(0).sum().sqrt()  # one standard deviation, and so the gaps' unit
     gap, gap_y = ((t.mean(0) - task_x.mean(0)).norm().div(spread).item() for t in (x, y))
     say(f"domain gap of the pairs' English to the task's: {gap:.2f}")
-    warn_if(gap > WARN_GAP, "pairs far from the task's text: expect no gain; inside can do harm")
+    far = "the pairs are far from the task's text: expect no gain; inside can do harm"
+    warn_if(gap > 0.1 + len(x) ** -0.5, far)  # 1 / sqrt(n) is chance; 0.1: data/RESULTS.md
     warn_if(gap_y < 0.8 * gap, "the translations are nearer to the task's text: columns swapped?")
 
     if reverse:
