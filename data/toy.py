@@ -197,8 +197,7 @@ def remove(folder):
 def report(worlds):
     for task, files in worlds.items():
         sizes = [f"{split} {len(files['ko', split]):,}" for split in ("train", "dev", "test")]
-        count = f"{len(files['en', 'train']):,}"
-        print(f"{task}: {count} English rows, translated; ko, ja, zh, sw each: {', '.join(sizes)}")
+        print(f"{task}: {len(files['en', 'train']):,} English rows; ko, ja, zh, sw each:", *sizes)
     label, english, korean = worlds["sentiment"]["ko", "translated"][0]
     print(f"{label}: {english}\n  translated: {korean}")
     print(f"  another row, native: {worlds['sentiment']['ko', 'train'][0][1]}")
