@@ -88,7 +88,9 @@ class Encoder(nn.Module):
         lm.pooler = None  # BERT's own: unused here
         self.lm, self.tokenizer, self.pool, self.dim = lm, tokenizer, pool, lm.config.hidden_size
         self.max_len = min(max_len, tokenizer.model_max_length)
-        self.autocast = self.batch_tokens = self.inside = self.digest = None  # set later
+        self.autocast = self.batch_tokens = self.inside = self.digest = (
+            None  # set by what uses them
+        )
 
     def forward(self, batch):
         """A batch of `pad` -> (B, D) fp32."""
@@ -102,8 +104,8 @@ class Encoder(nn.Module):
     def tokenize(self, texts):
         """Texts -> [{"input_ids": [...], ...}, ...], cut to max_len. UserError: a token without embedding."""
         texts = [(text,) if isinstance(text, str) else text for text in texts]
-        if len({len(text) for text in texts}) != 1:
-            raise TypeError("give texts, or pairs (text, text_b), not both")
+        if {len(text) for text in texts} not in ({1}, {2}):
+            raise TypeError("give texts, or pairs (text, text_b), one or more, not both")
         columns = [list(column) for column in zip(*texts)]  # first texts, maybe second texts
         out = self.tokenizer(*columns, truncation=True, max_length=self.max_len)
         rows = [dict(zip(out, values)) for values in zip(*out.values())]
@@ -152,13 +154,14 @@ def encode(encoder, texts, progress="encode", place="text ", first=1):
     its share and gets all. UserError with place and begin of a text whose embedding is not finite."""
     if isinstance(texts, str):
         raise TypeError(f"give a list of texts, not the bare string {texts[:30]!r}")
+    texts = list(texts)  # of a pandas Series, too
     check_ranks(texts)
     encoder.eval()
     device, mine = encoder.lm.device, range(RANK, len(texts), WORLD)
     rows = encoder.tokenize([texts[i] for i in mine]) if mine else []
     budget = encoder.batch_tokens or BATCH_TOKENS.get(device.type, 16_384)
     full = sum(len(row["input_ids"]) >= encoder.max_len for row in rows)
-    warn_if(full and progress, f"{full} texts fill {encoder.max_len} tokens: the rest is not read")
+    warn_if(full and progress, f"{full} texts fill {encoder.max_len} tokens: any rest is not read")
     cut = list(batches([len(row["input_ids"]) for row in rows], budget))
     out = torch.zeros(len(texts), encoder.dim, device=device)
     parts = [out[:0]]  # one copy at the end: a copy of numbers for each batch would stop a GPU
@@ -214,7 +217,7 @@ class Aligner(nn.Module):
     def map(self, x):
         """A(x) of a whole (N, D) tensor on the CPU: no dropout, no gradient, in blocks."""
         self.eval()
-        return torch.cat([self(block.to(self.mean_x.device)).cpu() for block in x.split(8_192)])
+        return torch.cat([self(block.to(self.mean_x)).cpu() for block in x.split(8_192)])
 
 
 class Inside(nn.Module):

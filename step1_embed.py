@@ -35,7 +35,7 @@ def tune(encoder, texts, y, dev_texts, dev_y, epochs=3, lr=5e-5, batch=32, seed=
     scaler = torch.amp.GradScaler(encoder.lm.device.type, enabled=encoder.autocast == torch.float16)
     generator, rows = torch.Generator().manual_seed(seed), encoder.tokenize(texts)
     model = average_gradients(model)  # of several GPUs
-    history, best = [], -1.0
+    history, best, kept = [], -1.0, encoder.state_dict()
     for epoch in range(1, epochs + 1):
         model.train()
         encoder.eval()  # only the classifier's dropout: faster, and no worse on dev rows
@@ -101,7 +101,7 @@ def main():
     say(f"{args.task}: {len(y)} English rows, labels {counts}")
     say(f"{len(dev_y)} dev rows, {len(set(texts) & set(dev_texts))} of them training rows, too")
     full = sum(length >= encoder.max_len for length in lengths)
-    warn_if(full, f"{full} texts fill {encoder.max_len} tokens: the rest is not read")
+    warn_if(full, f"{full} texts fill {encoder.max_len} tokens: any rest is not read")
     options = {"epochs": args.epochs, "lr": args.lr, "batch": args.batch, "seed": args.seed}
     history = tune(encoder, texts, y, dev_texts, dev_y, **options) if args.epochs else []
     info |= {"pool": args.pool, "max_len": encoder.max_len, "history": history, **options}

@@ -21,23 +21,21 @@ from common import CLOSED, Aligner, Inside, UserError, average_gradients, bar, c
 from common import file_name, fixed_order, hold_out, load_encoder, load_task, load_translated
 from common import make_optimizer, make_parser, pick_device, run, save, say, shuffled, warn_if
 
-MOST = 2_000  # rows that P@1 and the domain gap are measured on
-RIDGES = 1e-3, 1e-2, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0
-
 
 # The paper: FC or AE, trained by Eq. 1 ----------------------------------------------------------
 def fit(aligner, x, y, held_x, held_y, epochs=30, lr=1e-3, batch=128, weight_decay=1.0, seed=0):
     """Minimise Eq. 1, the squared error between A(x) and y (paper, Step 2): x = e(d_en), y = e(T(d_en)),
     both (N, D); swapped for Rev-LangAlign. In place, best epoch kept; returns held-out MSEs."""
     torch.manual_seed(seed)  # of dropout
-    x, y = x.to(aligner.mean_x.device), y.to(aligner.mean_x.device)
+    if not 1 < len(x) == len(y):
+        raise ValueError(f"{len(x)} rows of x, {len(y)} of y: give as many, two or more")
+    x, y = x.detach().to(aligner.mean_x), y.detach().to(aligner.mean_x)  # device, fp32
     aligner.mean_x, aligner.scale_x = x.mean(0), x.std(0).clamp_min(1e-6)
     aligner.mean_y, aligner.scale_y = y.mean(0), y.var(0).mean().sqrt()
     steps = epochs * -(-len(x) // batch)
     optimizer, schedule = make_optimizer(aligner.parameters(), lr, steps, weight_decay)
     generator = torch.Generator().manual_seed(seed)
-
-    history = []
+    history, kept = [], aligner.state_dict()
     for _ in bar(range(epochs), desc="align", unit="epoch"):
         aligner.train()
         for i in torch.randperm(len(x), generator=generator).to(x.device).split(batch):
@@ -48,7 +46,7 @@ def fit(aligner, x, y, held_x, held_y, epochs=30, lr=1e-3, batch=128, weight_dec
             schedule.step()
         history.append(F.mse_loss(aligner.map(held_x), held_y).item())
         if not history[-1] < float("inf"):
-            raise UserError(f"the held-out MSE is {history[-1]}: lower lr {lr:g}")
+            raise UserError(f"the held-out MSE is {history[-1]}: lower lr {lr:g}, or look for NaN")
         if history[-1] == min(history):
             kept = copy.deepcopy(aligner.state_dict())
     aligner.load_state_dict(kept)
@@ -56,12 +54,12 @@ def fit(aligner, x, y, held_x, held_y, epochs=30, lr=1e-3, batch=128, weight_dec
 
 
 # Not in the paper: closed forms, as in MUSE and vecmap ------------------------------------------
-def solve(arch, x, y, held_x, held_y):
-    """The Aligner A(x) = (x - mean_x) W + mean_y of the pairs x, y (N, D), in closed form.
+def solve(arch, x, y, held_x, held_y, ridges=(1e-3, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)):
+    """The Aligner A(x) = (x - mean_x) W + mean_y of the pairs x, y (N, D), in closed form, on the CPU.
     shift       W = I: the difference of the means
     procrustes  W orthogonal, from the SVD of X^T Y (Schonemann 1966)
     linear      W = I + (X^T X + r I)^-1 X^T (Y - X), ridge toward the identity: what few pairs cannot
-                tell stays as it is; r: the share in RIDGES of the mean eigenvalue with least held-out MSE"""
+                tell stays as it is; r: the share in `ridges` of the mean eigenvalue with least held-out MSE"""
     if arch not in CLOSED:
         raise ValueError(f"arch {arch!r} is none of {', '.join(CLOSED)}")
     aligner = Aligner(arch, x.shape[1])
@@ -73,7 +71,7 @@ def solve(arch, x, y, held_x, held_y):
     if arch == "linear":
         values, V = torch.linalg.eigh(X.T @ X)  # X^T X = V diag(values) V^T
         right, best = V.T @ X.T @ (Y - X), float("inf")
-        for share in RIDGES:
+        for share in ridges:
             W = torch.eye(len(V)) + V @ (right / (values + share * values.mean())[:, None])
             mse = F.mse_loss((held_x - x.mean(0)) @ W.float() + y.mean(0), held_y).item()
             if not mse >= best:  # so that NaN shows
@@ -85,9 +83,10 @@ def solve(arch, x, y, held_x, held_y):
 def fit_inside(inside, encoder, texts, y, held, held_y, epochs=None, lr=3e-3, batch=32, seed=0):
     """Minimise Eq. 1 reversed, |e_A(T(d)) - e(d)|^2; e_A: load_encoder's frozen LM with A in it, texts T(d),
     y = e(d) (N, D). epochs None: at least 4 and 180 steps (ours). Keeps the last; returns held-out MSEs."""
+    encoder.eval()  # no dropout in it
     model = average_gradients(inside.to(encoder.lm.device))  # of several GPUs
     steps = -(-len(texts) // batch)  # an epoch
-    epochs = epochs or max(4, -(-180 // steps))
+    epochs = max(4, -(-180 // steps)) if epochs is None else epochs
     optimizer, schedule = make_optimizer(inside.parameters(), lr, epochs * steps, 0.01)
     scaler = torch.amp.GradScaler(encoder.lm.device.type, enabled=encoder.lm.dtype == torch.float16)
     generator, rows = torch.Generator().manual_seed(seed), encoder.tokenize(texts)
@@ -107,11 +106,11 @@ def fit_inside(inside, encoder, texts, y, held, held_y, epochs=None, lr=3e-3, ba
 
 
 # Report -----------------------------------------------------------------------------------------
-def measure(predicted, y, mean):
-    """predicted, y (N, D), mean (D,) of training -> how near; p1: share whose nearest y is their own."""
+def measure(predicted, y, mean, most=2_000):
+    """predicted, y (N, D), mean (D,) of training -> how near; p1: share of `most` rows nearest to their own y."""
     mse, cosine = F.mse_loss(predicted, y).item(), F.cosine_similarity(predicted, y).mean().item()
     r2 = 1 - mse / F.mse_loss(mean.expand_as(y), y).item()
-    similarity = F.normalize(predicted[:MOST], dim=1) @ F.normalize(y[:MOST], dim=1).T  # (N, N)
+    similarity = F.normalize(predicted[:most], dim=1) @ F.normalize(y[:most], dim=1).T  # (N, N)
     p1 = (similarity.argmax(1) == torch.arange(len(similarity))).float().mean().item()
     return {"mse": mse, "cosine": cosine, "r2": r2, "p1": p1}
 
@@ -148,7 +147,7 @@ def main():
     say(f"step 2 | {machine} | en-{args.lang}: {len(train)} pairs + {len(held)} held out")
     x, y = cache(english, "encode en"), cache(target, f"encode {args.lang}")
     texts, _ = load_task(info, "en", "train")
-    task_x = cache([texts[i] for i in fixed_order(len(texts))[:MOST]], "encode task")
+    task_x = cache([texts[i] for i in fixed_order(len(texts))[:2_000]], "encode task")
 
     text, count = Counter(target).most_common(1)[0]
     shared = f"{count} rows share a translation, {text[0][:30]!r}; {len(set(target))} are different"

@@ -21,35 +21,33 @@ from common import UserError, bar, build_aligner, cached, file_name, find, load_
 from common import load_english, load_task, load_translated, logits, make_parser, pick_device
 from common import read_lines, read_texts, run, save, say, warn_if
 
-EPOCHS, STEPS, BATCH = 10, 2_000, 64  # at least ten epochs and 2,000 steps; ours
 
-
-def train_heads(x, y, classes, residuals=None, seeds=range(5), l2=0.05, lr=1e-3):
-    """S linear heads at once, one a seed: cross-entropy + l2 |w|^2 on embeddings x (N, D), labels y (N,).
+def train_heads(x, y, classes, residuals=None, seeds=range(5), l2=0.05, lr=1e-3, steps=2_000):
+    """S linear heads at once, one a seed: cross-entropy + l2 |w|^2 on embeddings x (N, D), int64 labels y (N,).
     residuals (M, D): to a row of x a random one of them is added, drawn anew in each epoch.
+    Batches of 64, at least ten epochs and `steps` steps (ours).
     Returns {"weight": (S, C, D), "bias": (S, 1, C), "mean": (D,), "scale": (D,)} for common.logits."""
-    generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+    if not 1 < len(x) == len(y):
+        raise ValueError(f"{len(x)} rows of x, {len(y)} labels: give as many, two or more")
+    generators, x = [torch.Generator().manual_seed(seed) for seed in seeds], x.detach().float()
     spread = x.var(0) if residuals is None else x.var(0) + residuals.var(0).to(x.device)
     mean, scale = x.mean(0), spread.sqrt().clamp_min(1e-6)  # the inputs are standardised
     x, y = (x - mean) / scale, y.to(x.device)
-    r = None if residuals is None else residuals.to(x.device) / scale  # (M, D)
+    r = None if residuals is None else residuals.to(x) / scale  # (M, D)
     weight = torch.stack([0.02 * torch.randn(classes, x.shape[1], generator=g) for g in generators])
     weight = weight.to(x.device).requires_grad_()  # (S, C, D)
     bias = torch.zeros(len(weight), 1, classes, device=x.device, requires_grad=True)
-    steps = -(-len(x) // BATCH)
-    epochs = max(EPOCHS, -(-STEPS // steps))
+    parts = torch.arange(len(x)).split(64)  # an epoch's batches
+    epochs = max(10, -(-steps // len(parts)))
     optimizer = torch.optim.Adam([weight, bias], lr=lr, fused=True)
-    schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, epochs * steps)
-
+    schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, epochs * len(parts))
     for _ in bar(range(epochs), desc="heads", unit="epoch"):
         order = torch.stack([torch.randperm(len(x), generator=g) for g in generators])  # (S, N)
         if r is not None:
             drawn = torch.stack([torch.randint(len(r), (len(x),), generator=g) for g in generators])
-        for start in range(0, len(x), BATCH):
-            i = order[:, start : start + BATCH].to(x.device)  # (S, B)
-            inputs = x[i]  # (S, B, D)
-            if r is not None:
-                inputs = inputs + r[drawn[:, start : start + BATCH].to(x.device)]
+        for part in parts:
+            i = order[:, part].to(x.device)  # (S, B)
+            inputs = x[i] if r is None else x[i] + r[drawn[:, part].to(x.device)]  # (S, B, D)
             out = torch.baddbmm(bias, inputs, weight.mT)  # (S, B, C)
             # mean over the batch, sum over the seeds: each head learns as if it were alone
             loss = F.cross_entropy(out.mT, y[i]) * len(weight) + l2 * weight.square().sum()
@@ -58,7 +56,7 @@ def train_heads(x, y, classes, residuals=None, seeds=range(5), l2=0.05, lr=1e-3)
             optimizer.step()
             schedule.step()
     if not loss.isfinite():
-        raise UserError(f"the heads' loss is {loss.item()}; lower --l2 {l2:g}")
+        raise UserError(f"the heads' loss is {loss.item()}; lower --l2 {l2:g}, or look for NaN")
     heads = {"weight": weight.detach(), "bias": bias.detach(), "mean": mean, "scale": scale}
     return {name: tensor.cpu() for name, tensor in heads.items()}
 

@@ -9,6 +9,7 @@ import random
 import shutil
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -147,13 +148,18 @@ def world(tmp_path_factory):
     return SimpleNamespace(path=path, data=path / "data", encoder=make_encoder(path / "encoder"))
 
 
+def few_steps(patch, steps):
+    """Step 3 trains its heads for so many steps."""
+    patch.setattr(step3_head, "train_heads", partial(step3_head.train_heads, steps=steps))
+
+
 @pytest.fixture(scope="session")
 def runs(world, tmp_path_factory):
     """A run folder of task reviews, made once by the scripts, with heads of many methods. Not to be changed."""
     out = tmp_path_factory.mktemp("runs") / "runs"
     ko = "--lang", "ko", "--out", out
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(step3_head, "STEPS", 200)
+        few_steps(patch, 200)
         where = "--model", world.encoder, "--data", world.data, "--task", "reviews", "--out", out
         main("step1_embed.py", *where, "--epochs", 2, "--lr", 1e-3)
         for flags in ((), ("--reverse",), ("--arch", "inside")):

@@ -22,6 +22,7 @@ import sys
 import tempfile
 import threading
 import time
+from functools import partial
 from multiprocessing.sharedctypes import RawValue
 from pathlib import Path
 
@@ -173,7 +174,8 @@ def main():
     p.add_argument("--script", choices=NAMES, help="only this one (default: all four)")
     p.add_argument("--seed", type=int, default=0, help="of the random moments (default: 0)")
     args = p.parse_args()
-    step3_head.STEPS, evaluation.BOOTSTRAP = 100, 500
+    step3_head.train_heads = partial(step3_head.train_heads, steps=100)
+    evaluation.BOOTSTRAP = 500
 
     begin, differences = time.monotonic(), 0
     with tempfile.TemporaryDirectory() as base:

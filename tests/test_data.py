@@ -157,9 +157,8 @@ def test_the_same_pair_counts_once(tmp_path):
     path = write(tmp_path / "t/ko/translated.tsv", PAIRS[0], rows)
     english, target, y = load_translated(info, "ko", labelled=True)
     assert len(set(zip(english, target))) == len(english) == 21 and y.tolist() == [0] * 21
-    refused(
-        lambda: load_translated(info, "ko", 22), path, "21 different pairs, not 22; step 2: --n 21"
-    )
+    why = "21 different pairs, not 22; step 2: --n 21"
+    refused(lambda: load_translated(info, "ko", 22), path, why)
 
 
 # The cache of embeddings

@@ -13,17 +13,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT, SCRIPTS
+from conftest import ROOT, SCRIPTS, few_steps
 
 import common
-import step3_head
 
 CORE = ["common.py", *SCRIPTS]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
-SHELL = "".join(
-    block.replace("&& \\\n", "\n").replace("\\\n", "") for kind, block in BLOCKS if kind == "sh"
-)
+SHELL = "".join(block for kind, block in BLOCKS if kind == "sh")
+SHELL = SHELL.replace("&& \\\n", "\n").replace("\\\n", "")
 COMMANDS = [shlex.split(line, comments=True) for line in SHELL.splitlines()]
 COMMANDS = [words[1:] for words in COMMANDS if words[:1] == ["python"] and words[1:]]
 PYTHON = [block for kind, block in BLOCKS if kind == "python"]
@@ -52,7 +50,7 @@ def home(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(home)
         patch.syspath_prepend(ROOT / "data")
-        patch.setattr(step3_head, "STEPS", 200)
+        few_steps(patch, 200)
         play("data/toy.py", "--rows", str(N), "--steps", "30")
         for command in [*COMMANDS[first:last], *inside, COMMANDS[last]]:
             flags = re.sub(r"--n \d+", f"--n {N}", " ".join(command))
@@ -105,14 +103,9 @@ def test_lessons_run(home, tmp_path, monkeypatch, capsys):
     shutil.copytree(home / "runs", tmp_path / "runs")
     (tmp_path / "data").symlink_to(home / "data")
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(step3_head, "STEPS", 50)
-    code = (
-        "".join(blocks)
-        .replace("n=1000", f"n={N}")
-        .replace("900", "250")
-        .replace("range(60)", "range(5)")
-    )
-    exec(code, {})  # noqa: S102
+    few_steps(monkeypatch, 50)
+    code = "".join(blocks).replace("n=1000", f"n={N}").replace("900", "250")
+    exec(code.replace("range(60)", "range(5)"), {})  # noqa: S102
     assert len(blocks) == 9 and "inside" in capsys.readouterr().out
 
 
@@ -122,7 +115,7 @@ def test_readme_code_runs(block, home, tmp_path, monkeypatch):
     shutil.copytree(home / "runs", tmp_path / "runs")
     (tmp_path / "data").symlink_to(home / "data")
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(step3_head, "STEPS", 50)
+    few_steps(monkeypatch, 50)
     exec(re.sub(r"\bn=\d+", f"n={N}", block), {})  # noqa: S102
 
 
@@ -139,9 +132,8 @@ def test_functions_are_short():
 
 
 def test_core_is_formatted():
-    if not (
-        ruff := shutil.which("ruff", path=f"{os.environ['PATH']}:{Path(sys.executable).parent}")
-    ):
+    path = f"{os.environ['PATH']}:{Path(sys.executable).parent}"
+    if not (ruff := shutil.which("ruff", path=path)):
         pytest.skip("ruff is not installed")
     command = [ruff, "format", "--check", "--line-length", "100", *CORE]
     assert subprocess.run(command, cwd=ROOT, check=False, capture_output=True).returncode == 0

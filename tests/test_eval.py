@@ -11,11 +11,10 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import BAD, GOOD, ROOT, cipher, main, make_encoder, make_task, write
+from conftest import BAD, GOOD, ROOT, cipher, few_steps, main, make_encoder, make_task, write
 
 import common
 import eval as evaluation
-import step3_head
 from common import UserError
 
 TRUTH = [0, 1, 0, 0]  # labels of the planted rows
@@ -244,17 +243,13 @@ def other_runs(world, tmp_path_factory):
     with torch.no_grad():
         lm.get_input_embeddings().weight[tokenizer.convert_tokens_to_ids("stale")] = float("nan")
     lm.save_pretrained(base / "encoder")
-    rows = [
-        (y, text + " so" * i) for y, text in (("good", "warm"), ("bad", "cold")) for i in range(9)
-    ]
+    two = ("good", "warm"), ("bad", "cold")
+    rows = [(y, text + " so" * i) for y, text in two for i in range(9)]
     write(base / "data/reviews/en/train.tsv", "label text", rows)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(step3_head, "STEPS", 20)
-        nan = base / "encoder", base / "data", "reviews"
-        for name, (model, data, task) in {
-            "nli": (world.encoder, world.data, "nli"),
-            "nan": nan,
-        }.items():
+        few_steps(patch, 20)
+        nan = "nan", base / "encoder", base / "data", "reviews"
+        for name, model, data, task in ("nli", world.encoder, world.data, "nli"), nan:
             flags = "--model", model, "--data", data, "--task", task, "--epochs", 0
             main("step1_embed.py", *flags, "--out", base / name)
             main("step3_head.py", "--lang", "ko", "--method", "english", "--out", base / name)
@@ -286,9 +281,8 @@ def test_flags_name_the_head(folder, label):
     residuals = label(folder, TEXTS, "--residuals")
     assert residuals != expected and f"labelling with {path.stem}" not in label.err
     os.link(path, folder / "head-ko-fc-n9.pt")
-    with pytest.raises(
-        UserError, match=f"several fit, say which by --n.*{path.name} head-ko-fc-n9.pt"
-    ):
+    both = f"several fit, say which by --n.*{path.name} head-ko-fc-n9.pt"
+    with pytest.raises(UserError, match=both):
         label(folder, TEXTS)
     assert label(folder, TEXTS, "--n", n) == expected
     with pytest.raises(UserError, match=f"no head-ko-ae-n.*: python step3_head.py.*{path.name}"):

@@ -8,6 +8,7 @@ import shutil
 import socket
 import subprocess
 import sys
+from functools import partial
 from itertools import pairwise
 from unittest import mock
 
@@ -18,7 +19,6 @@ from conftest import KINDS, ROOT, WORDS, cipher, main, make_encoder
 from torch import nn
 
 import step1_embed
-import step3_head
 from common import Aligner, Inside, UserError, build_aligner, encode, load, load_encoder
 from common import load_english, load_pretrained, logits, masked_mean, save
 from eval import classify
@@ -150,7 +150,7 @@ def test_linear_leaves_what_few_pairs_cannot_tell_as_it_is():
 @pytest.fixture
 def quick(monkeypatch):
     """Heads of few steps, which is enough for the planted cases."""
-    monkeypatch.setattr(step3_head, "STEPS", 300)
+    monkeypatch.setattr("test_method.train_heads", partial(train_heads, steps=300))
 
 
 def labelled(n=64, dim=4):
@@ -166,11 +166,10 @@ def test_logits_by_hand():
     assert logits(heads, torch.tensor([[3.0, 2.0]])).tolist() == [[[4.0, 7.0]]]
 
 
-def test_heads_minimise_cross_entropy_plus_l2(monkeypatch):
+def test_heads_minimise_cross_entropy_plus_l2():
     """At the minimum the two gradients cancel: X^T (p - y) / N = -2 l2 w, on standardised inputs."""
-    monkeypatch.setattr(step3_head, "STEPS", 1500)
     x, y = labelled()
-    heads = train_heads(x, y, classes=2, seeds=[0, 1], l2=0.05, lr=1e-2)
+    heads = train_heads(x, y, classes=2, seeds=[0, 1], l2=0.05, lr=1e-2, steps=1500)
     wrong = logits(heads, x).softmax(2) - F.one_hot(y, 2)  # (S, N, C)
     gradient = (wrong.mT @ ((x - x.mean(0)) / x.std(0))) / len(x)  # (S, C, D)
     assert gradient.abs().max() > 0.02
@@ -409,6 +408,22 @@ def test_tune_keeps_the_epoch_of_the_best_dev_accuracy(world, english, monkeypat
     assert same(state_of(encoder), states[0]) and not same(states[0], states[2])
 
 
+def test_what_a_notebook_may_give(encoder):
+    """An iterable, no epochs, float64 with a gradient, a text of three parts, x and y that do not fit."""
+    texts, x = ["good film", "bad", "so so"], torch.randn(30, 8).double().requires_grad_()
+    assert same({"": encode(encoder, iter(texts))}, {"": encode(encoder, texts)})
+    with pytest.raises(TypeError, match="pairs"):
+        encode(encoder, [("label", "good", "bad")])
+    aligner, y = Aligner("fc", 8), torch.arange(30) % 2
+    assert fit(aligner, x, x, x, x, epochs=2) and fit(aligner, x, x, x, x, epochs=0) == []
+    assert train_heads(x, y, 2, steps=1)["weight"].dtype == torch.float32
+    inside, z = Inside(encoder.lm), torch.zeros(3, encoder.dim)
+    assert fit_inside(inside, encoder, texts, z, texts, z, epochs=0) == []
+    for wrong in lambda: fit(aligner, x, x[1:], x, x), lambda: train_heads(x[1:], y, 2):
+        with pytest.raises(ValueError, match="29 .*30|30 .*29"):
+            wrong()
+
+
 # Several ranks as torchrun starts them, and each script copied to a folder of its own: one process imports the
 # libraries and is forked, which saves their time.
 FORKS = """
@@ -589,16 +604,12 @@ def on_meta(loop):
         return loop()
 
 
-def test_loops_put_on_the_device_what_they_need_there(world, monkeypatch):
-    monkeypatch.setattr(step3_head, "STEPS", 2)
-    encoder, x, y = (
-        load_pretrained(world.encoder).to("meta"),
-        torch.ones(24, 32),
-        torch.arange(24) % 2,
-    )
+def test_loops_put_on_the_device_what_they_need_there(world):
+    encoder = load_pretrained(world.encoder).to("meta")
+    x, y = torch.ones(24, 32), torch.arange(24) % 2
     texts, aligner = [("good film",)] * 24, Aligner("fc", 32).to("meta")
     assert on_meta(lambda: fit(aligner, x, x, x, x, epochs=2)) == [0.5, 0.5]
-    heads = on_meta(lambda: train_heads(x.to("meta"), y, 2, residuals=x))
+    heads = on_meta(lambda: train_heads(x.to("meta"), y, 2, residuals=x, steps=2))
     assert heads["weight"].shape == (5, 2, 32) and heads["weight"].device.type == "cpu"
     assert on_meta(lambda: tune(encoder, texts, y, texts, y, epochs=1))[0]["loss"] == 0.5
     inside = Inside(encoder.requires_grad_(False).lm)
