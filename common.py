@@ -480,7 +480,7 @@ def load_encoder(out="runs", device="cpu", dtype=None, data=None, batch_tokens=N
 
 def cached(encoder, out, texts, progress="encode"):
     """encode(encoder, texts), (N, D), each text found in <out>/cache if it was encoded before, so that
-    n=20000 after n=5000 costs 15,000 texts. With an Inside on, the embeddings are those of e_A."""
+    n=20000 after n=5000 costs 15,000 pairs. With an Inside on, the embeddings are those of e_A."""
     check_ranks(texts)
     weights = encoder.inside.state_dict().values() if encoder.inside else ()
     inside = digest_of(*(tensor.cpu().numpy().tobytes() for tensor in weights))

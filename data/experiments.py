@@ -1,4 +1,4 @@
-"""Every comparison of data/RESULTS.md on one run folder, by the functions of the core.
+"""Most comparisons of data/RESULTS.md on one run folder, by the functions of the core.
 
     python data/experiments.py --out runs/nusax0 --lang jv su min ban                # all methods, all pairs
     python data/experiments.py --out runs/nusax0 --lang jv --n 25 50 100 --subsets 3 # gain against n

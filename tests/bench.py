@@ -6,7 +6,7 @@
 
 encode   texts a second of common.encode against plain transformers code, as in sentence-transformers
 step1    examples a second of step1_embed.tune against Hugging Face Trainer (without accelerate: a plain loop)
-inside   seconds an epoch and peak memory of step2_align.fit_inside against distilling the whole LM
+inside   seconds an epoch and peak memory of step2_align.fit_inside against distilling the LM's layers
 steps23  seconds of fit (fc), solve (linear), train_heads on random embeddings (N, 384)
 main     seconds of README's commands in a copy of the repository; with --data or --quick without data/toy.py
 Prints   as its last line a JSON object; a ratio above 1: ours is faster or smaller (--peers: the smallest ratio to
@@ -239,7 +239,8 @@ def one_inside(args, whole):
     texts, epochs = target[: args.size["rows"]], args.size["epochs"]
     y = encode(encoder, english[: len(texts)])  # e(d), (N, D)
     aligner, lr = common.Inside(encoder.lm), 1e-3
-    if whole:  # no updates in the layers: the LM itself is trained, in mixed precision as in step 1
+    if whole:  # instead of A the LM's layers are trained, in mixed precision as in step 1
+        encoder.lm.get_input_embeddings().requires_grad_(False)
         encoder.autocast, aligner.lm, lr = args.dtype, encoder.lm, 5e-5
         aligner.layers, aligner.down, aligner.up = [], *[torch.nn.ParameterList()] * 2
     else:
@@ -255,7 +256,7 @@ def bench_inside(args):
         with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
             runs[whole].append(pool.submit(one_inside, args, whole).result())
     ours, theirs = ([median(column) for column in zip(*runs[whole])] for whole in runs)
-    for name, (seconds, peak, before) in ("inside", ours), ("whole LM", theirs):
+    for name, (seconds, peak, before) in ("inside", ours), ("LM's layers", theirs):
         print(f"  {name}: {seconds:.2f} s an epoch, {peak / 1e6:.0f} MB, before {before / 1e6:.0f}")
     return {"inside_ratio": theirs[0] / ours[0], "inside_memory_ratio": theirs[1] / ours[1]}
 
