@@ -88,9 +88,7 @@ class Encoder(nn.Module):
         lm.pooler = None  # BERT's own: unused here
         self.lm, self.tokenizer, self.pool, self.dim = lm, tokenizer, pool, lm.config.hidden_size
         self.max_len = min(max_len, tokenizer.model_max_length)
-        self.autocast = self.batch_tokens = self.inside = self.digest = (
-            None  # set by what uses them
-        )
+        self.autocast = self.batch_tokens = self.inside = self.digest = None  # set later
 
     def forward(self, batch):
         """A batch of `pad` -> (B, D) fp32."""

@@ -35,6 +35,7 @@ def fit(aligner, x, y, held_x, held_y, epochs=30, lr=1e-3, batch=128, weight_dec
     steps = epochs * -(-len(x) // batch)
     optimizer, schedule = make_optimizer(aligner.parameters(), lr, steps, weight_decay)
     generator = torch.Generator().manual_seed(seed)
+
     history, kept = [], aligner.state_dict()
     for _ in bar(range(epochs), desc="align", unit="epoch"):
         aligner.train()

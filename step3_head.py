@@ -41,6 +41,7 @@ def train_heads(x, y, classes, residuals=None, seeds=range(5), l2=0.05, lr=1e-3,
     epochs = max(10, -(-steps // len(parts)))
     optimizer = torch.optim.Adam([weight, bias], lr=lr, fused=True)
     schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, epochs * len(parts))
+
     for _ in bar(range(epochs), desc="heads", unit="epoch"):
         order = torch.stack([torch.randperm(len(x), generator=g) for g in generators])  # (S, N)
         if r is not None:
