@@ -7,6 +7,7 @@ import importlib
 import os
 import random
 import shutil
+import signal
 import subprocess
 import sys
 from functools import partial
@@ -28,6 +29,8 @@ hf.logging.set_verbosity_error()
 hf.logging.disable_progress_bar()
 
 import step3_head
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's `&` may have it ignored
 
 NAMES = "step1_embed.py", "step2_align.py", "step3_head.py", "eval.py"
 SCRIPTS = {name: importlib.import_module(name[:-3]) for name in NAMES}
