@@ -383,7 +383,7 @@ def digest_of(*parts):
     return hashlib.sha256(b"".join(parts)).hexdigest()
 
 
-def write_whole(path, content):
+def write_atomic(path, content):
     """Write bytes to a temporary file, then rename it to `path`: all or nothing, by rank 0 only."""
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -404,7 +404,7 @@ def save(path, kind, **content):
     """Write a .pt file, whole or not at all."""
     buffer = io.BytesIO()
     torch.save({"kind": kind, **content}, buffer)
-    write_whole(path, buffer.getbuffer())
+    write_atomic(path, buffer.getbuffer())
 
 
 def load(path, kind, digest=None):
@@ -507,9 +507,13 @@ def say(*words, **options):
         print(*words, **options, flush=True)
 
 
+def warn(words):
+    say(f"warning: {words}", file=sys.stderr)
+
+
 def warn_if(condition, words):
     if condition:
-        say(f"warning: {words}", file=sys.stderr)
+        warn(words)
 
 
 def make_parser(doc, step):

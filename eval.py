@@ -20,7 +20,7 @@ import torch
 
 from common import HEAD_DEFAULTS, METHODS, PAIRS, ROWS, UserError, build_aligner, cached, encode
 from common import find, load, load_encoder, load_task, logits, make_parser, pick_device
-from common import read_texts, read_tsv, run, say, warn_if, write_whole
+from common import read_texts, read_tsv, run, say, warn_if, write_atomic
 
 BOOTSTRAP = 10_000  # resamples behind a 95% interval
 CHUNK = 1_024  # lines that --predict labels at once: constant memory, order kept
@@ -150,7 +150,7 @@ def main():
         line = f"  {name:28}{r['n'] or '-':>7}{r['heads']:7}{r['accuracy']:10.2%}{std:6.2f}"
         say(line + (f"  {gain:+6.2f} [{low:+.2f}, {high:+.2f}]" if r is not records[0] else ""))
     path = Path(args.out, f"results-{args.lang}{'-dev' if args.split == 'dev' else ''}.json")
-    write_whole(path, json.dumps(records, indent=1).encode())
+    write_atomic(path, json.dumps(records, indent=1).encode())
     say(f"-> {path}")
 
 

@@ -29,7 +29,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from common import UserError, fixed_order, run, warn_if, write_whole
+from common import UserError, fixed_order, run, warn_if, write_atomic
 
 COLUMNS = ["label", "text", "text_b", "translation", "translation_b"]  # flags, and names written
 QUOTING = (
@@ -282,7 +282,7 @@ def main(argv=None):
         raise UserError(f"--split {args.split}: {len(rows)} rows are too few; leave it out")
 
     for path, part in zip(paths, parts):
-        write_whole(path, "".join("\t".join(row) + "\n" for row in [header, *part]).encode())
+        write_atomic(path, "".join("\t".join(row) + "\n" for row in [header, *part]).encode())
     print(f"convert | {args.file}: {len(records):,} rows")
     for why, count in dropped.items():
         print(f"dropped {count:,} {why}")

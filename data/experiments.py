@@ -30,7 +30,7 @@ from torch import nn
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from common import Aligner, Inside, UserError, cached, encode, hold_out, load_encoder, load_english
-from common import load_task, load_translated, logits, pick_device, run, write_whole
+from common import load_task, load_translated, logits, pick_device, run, write_atomic
 from eval import bootstrap
 from step2_align import fit, fit_inside, solve
 from step3_head import train_heads
@@ -313,7 +313,7 @@ def main(argv=None):
             made = [{**r, "job": job} for r in made]
             for r in made:
                 print(f"{lang} {r['method']:28} n {r.get('n')} {100 * r['accuracy']:.2f}")
-            write_whole(path, json.dumps(recorded() + made).encode())
+            write_atomic(path, json.dumps(recorded() + made).encode())
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from common import UserError, run, write_whole
+from common import UserError, run, write_atomic
 from experiments import collect, mean_gain, read_records
 
 SHOWN = {  # method: colour that stands out on white and on black
@@ -124,7 +124,7 @@ def main(argv=None):
     svg = [f'<svg xmlns="http://www.w3.org/2000/svg" {size}>']
     for i, panel in enumerate(panels):
         svg += [f'<g transform="translate(0, {i * HEIGHT})">', *draw(*panel), "</g>"]
-    write_whole(args.out, "\n".join([*svg, "</svg>\n"]).encode())
+    write_atomic(args.out, "\n".join([*svg, "</svg>\n"]).encode())
     print(f"-> {args.out}")
 
 

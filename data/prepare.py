@@ -57,7 +57,7 @@ except ImportError:  # Windows: two commands at once must not share --cache
     fcntl = None
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from common import UserError, fixed_order, run, write_whole
+from common import UserError, fixed_order, run, write_atomic
 
 SHARE, AT_MOST = 0.1, 2_000  # of the rows, for a dev or test that a source lacks
 BROKEN = 0.001  # share of rows with a wrong number of cells above which a file is refused
@@ -559,7 +559,7 @@ def write(path, rows):
         header = [*header[: (len(rows[0]) + 1) // 2], "translation", "translation_b"]
     table = [header[: len(rows[0])], *rows]
     try:
-        write_whole(path, "".join("\t".join(row) + "\n" for row in table).encode())
+        write_atomic(path, "".join("\t".join(row) + "\n" for row in table).encode())
     except UserError as err:
         raise UserError(str(err).replace("--out", "--root"))
 

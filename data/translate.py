@@ -46,7 +46,7 @@ from common import (
     read_lines,
     read_tsv,
     run,
-    write_whole,
+    write_atomic,
 )
 
 # Each beam has logits over a whole vocabulary, so batches are small.
@@ -388,7 +388,7 @@ def write_translated(columns, pairs, progress, force):
         table[place] = [*row, *translations]
     content = tsv([["label", *columns, *translation_names(columns)], *table])
     progress.add(wrote=file_digest(content))  # before the file, in case of a kill in between
-    write_whole(progress.target, content)
+    write_atomic(progress.target, content)
 
 
 def report(pairs, target):
@@ -426,7 +426,7 @@ def export(args):
     if Path(args.export).exists() and not args.force:
         raise UserError(f"{args.export} is there already; give another name, or --force")
     content = tsv([["id", "label", *columns], *([name, *row] for name, row in rows.items())])
-    write_whole(args.export, content)
+    write_atomic(args.export, content)
     unique = distinct(rows.values())
     print(
         f"export | {len(rows)} rows, {len(unique)} different sentences of "
