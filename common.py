@@ -1,10 +1,9 @@
-"""What the four scripts of LangAlign (arXiv 2503.18603) share: e(.), A, the data and the run folder.
+"""Shared by the four scripts of LangAlign (arXiv 2503.18603): encoder e(.), aligner A, data, run folder.
 
-e(.) is the frozen multilingual encoder, A the aligner, d_en an English text, T(d_en) its translation.
-Read e(.) and A first, the rest when a script calls it.
-Shapes: N rows, M others, n pairs, P premises, B batch, T tokens, D width, C classes, S seeds, R rank.
-A text is a tuple: (text,), or in a pair task such as NLI (text, text_b), encoded as one sequence pair.
-Embeddings are fp32 tensors (N, D) on the CPU.
+Start with e(.) and A, and return to the rest when a script uses it. d_en is an English text, T(d_en) its
+translation. A text is a tuple: (text,), or in a pair task such as NLI (text, text_b), encoded as one
+sequence pair. Embeddings are fp32 tensors (N, D) on the CPU. Shapes: N rows, M rows of a second set
+(dev, residuals), n pairs, P premises, B batch, T tokens, D width, C classes, S seeds, R rank.
 """
 
 import argparse
@@ -13,7 +12,9 @@ import hashlib
 import io
 import os
 import re
+import shutil
 import sys
+import textwrap
 import unicodedata
 import zipfile
 from functools import partial
@@ -28,44 +29,33 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from tqdm import tqdm
 
-BATCH_TOKENS = {"cpu": 1_024, "cuda": 65_536}  # of an encoding batch, padding included
-ROWS = "label text", "label text text_b"  # headers of train, dev, test.tsv; second: two texts a row
-PAIRS = "label text translation", "label text text_b translation translation_b"  # of translated.tsv
-METHODS = "english", "centred", "langalign", "rev", "mixed", "translated", "native"  # see step 3
-HEAD_DEFAULTS = {"seeds": 5, "l2": 0.05, "seed": 0}  # of step 3; a file's name says what differs
+BATCH_TOKENS = {"cpu": 1_024, "cuda": 65_536, "mps": 16_384}  # per encoding batch, with padding
+ROWS = ["label text", "label text text_b"]  # headers of train, dev and test.tsv: texts, pairs
+PAIRS = ["label text translation", "label text text_b translation translation_b"]  # translated.tsv
+METHODS = {  # what a head is trained on, in the order of eval's table
+    "english": "English",
+    "centred": "English moved onto the mean of --unlabelled target text",
+    "langalign": "English through A",
+    "rev": "English, and A maps target text at inference",
+    "mixed": "translations, and English rows without one",
+    "translated": "translations with their labels",
+    "native": "labelled rows in the target language",
+}
+compose = partial(unicodedata.normalize, "NFC")  # how all text is read
 
 
 class UserError(ValueError):
-    """A mistake that the user can mend: one line that says what, where and how."""
+    """An error the user can fix: one line that says what is wrong, where, and how to fix it."""
 
 
-# Several GPUs: torchrun starts WORLD processes, this one is RANK; rank 0 alone prints and writes ---
-WORLD = int(os.environ.get("WORLD_SIZE", "1"))
-RANK = int(os.environ.get("RANK", "0")) if WORLD > 1 else 0
-
-
-def join_ranks(device):
-    """The device of this rank; the ranks can talk to each other from here on."""
-    if WORLD > 1 and device.type == "cuda":
-        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
-        torch.cuda.set_device(device)
-    if WORLD > 1 and not dist.is_initialized():
-        dist.init_process_group()
-    return device
+# Several GPUs: torchrun starts WORLD processes, this one is RANK, and rank 0 alone prints and writes
+WORLD = int(os.environ["WORLD_SIZE"]) if dist.is_torchelastic_launched() else 1
+RANK = int(os.environ["RANK"]) if WORLD > 1 else 0
 
 
 def average_gradients(model):
-    """The model to train: the ranks' gradients are averaged, so that each step is the same on all."""
+    """Wrap the model in DistributedDataParallel if there are several ranks."""
     return model if WORLD == 1 else nn.parallel.DistributedDataParallel(model)
-
-
-def check_ranks(texts):
-    """UserError if the ranks were given different texts."""
-    if WORLD > 1:
-        digests = [digest_of(repr(texts).encode())] * WORLD
-        dist.all_gather_object(digests, digests[0])
-        if len(set(digests)) > 1:
-            raise UserError("the ranks read different texts: give all of them the same files")
 
 
 # e(.): the multilingual encoder -----------------------------------------------------------------
@@ -76,41 +66,44 @@ def masked_mean(hidden, attention_mask):
 
 
 class Encoder(nn.Module):
-    """e(.): last hidden states of a Hugging Face LM, pooled to one vector a text: the mean over its tokens,
-    or "cls", the first (the paper does not say which). max_len: tokens that a text is cut to."""
+    """e(.): last hidden states of a Hugging Face LM, pooled to one vector per text: "mean" over the tokens
+    or "cls", the first token (the paper does not say which). Texts are truncated to max_len tokens.
+    digest: of the LM in the run folder, names its cache."""
 
-    def __init__(self, lm, tokenizer, pool="mean", max_len=256):
+    def __init__(self, lm, tokenizer, pool="mean", max_len=256, batch_tokens=None, digest=""):
         super().__init__()
-        for name, module in lm.named_modules():  # RoBERTa's positions begin behind its padding id
+        for name, module in lm.named_modules():
             if name.endswith("position_embeddings") and isinstance(module, nn.Embedding):
+                # RoBERTa's position ids start after the padding id, so fewer are usable
                 first = 0 if module.padding_idx is None else module.padding_idx + 1
                 max_len = min(max_len, module.num_embeddings - first)
-        lm.pooler = None  # BERT's own: unused here
         self.lm, self.tokenizer, self.pool, self.dim = lm, tokenizer, pool, lm.config.hidden_size
         self.max_len = min(max_len, tokenizer.model_max_length)
-        self.autocast = self.batch_tokens = self.inside = self.digest = None  # set later
+        self.autocast, self.batch_tokens, self.digest = None, batch_tokens, digest
+        self.inside = None  # the active Inside, see Inside.on
 
     def forward(self, batch):
-        """A batch of `pad` -> (B, D) fp32."""
+        """Encode a batch made by `pad` -> (B, D) fp32."""
         device, attention = self.lm.device.type, contextlib.nullcontext()
-        if device == "cpu" and torch.is_grad_enabled():  # its fused kernel is slow backwards
+        if device == "cpu" and torch.is_grad_enabled():  # fused attention is slow backwards there
             attention = sdpa_kernel(SDPBackend.MATH)
         with attention, torch.autocast(device, self.autocast, enabled=self.autocast is not None):
             hidden = self.lm(**batch).last_hidden_state.float()  # (B, T, D)
         return masked_mean(hidden, batch["attention_mask"]) if self.pool == "mean" else hidden[:, 0]
 
     def tokenize(self, texts):
-        """Texts -> [{"input_ids": [...], ...}, ...], cut to max_len. UserError: a token without embedding."""
-        texts = [(text,) if isinstance(text, str) else text for text in texts]
+        """Texts -> [{"input_ids": [...], ...}, ...], normalised to NFC and truncated to max_len.
+        Raises UserError if the LM has no embedding for a token."""
+        texts = [(text,) if isinstance(text, str) else tuple(text) for text in texts]
         if {len(text) for text in texts} not in ({1}, {2}):
-            raise TypeError("give texts, or pairs (text, text_b), one or more, not both")
-        columns = [list(column) for column in zip(*texts)]  # first texts, maybe second texts
+            raise TypeError("expected a non-empty list of texts or of (text, text_b), not a mix")
+        columns = [[compose(part) for part in column] for column in zip(*texts)]  # 1 or 2 lists
         out = self.tokenizer(*columns, truncation=True, max_length=self.max_len)
         rows = [dict(zip(out, values)) for values in zip(*out.values())]
         highest = max(max(row["input_ids"], default=0) for row in rows)
         if highest >= (getattr(self.lm.config, "vocab_size", None) or highest + 1):
-            told = f"the LM has no embedding for {self.tokenizer.convert_ids_to_tokens(highest)!r}"
-            raise UserError(f"{told}; delete the texts that have it, or choose another --model")
+            token = repr(self.tokenizer.convert_ids_to_tokens(highest))
+            raise UserError(f"token {token} has no embedding in this LM; remove texts with it")
         return rows
 
 
@@ -120,7 +113,7 @@ def pad(rows, tokenizer, device):
 
 
 def batches(lengths, budget):
-    """Row numbers in batches of at most `budget` tokens, longest first: the first needs most memory."""
+    """Yield batches of row indices, at most `budget` tokens each, the longest first: it may not fit memory."""
     order = np.argsort(-np.asarray(lengths), kind="stable").tolist()
     while order:
         size = max(1, budget // max(1, lengths[order[0]]))
@@ -129,64 +122,66 @@ def batches(lengths, budget):
 
 
 def shuffled(encoder, rows, batch, generator, progress):
-    """An epoch: (row numbers, their `pad`), batches of rows of similar length in random order."""
-    cut = []
+    """Yield one epoch as (row indices, padded batch): rows of similar length, batches in random order."""
+    parts = []
     for pool in torch.randperm(len(rows), generator=generator).split(50 * batch):
         pool = sorted(pool.tolist(), key=lambda i: len(rows[i]["input_ids"]))
-        cut += [pool[i : i + batch] for i in range(0, len(pool), batch)]
-    for number in bar(torch.randperm(len(cut), generator=generator).tolist(), desc=progress):
-        index = cut[number][RANK::WORLD] or cut[number][:1]  # a rank's share; if empty, one row
+        parts += [pool[i : i + batch] for i in range(0, len(pool), batch)]
+    for number in bar(torch.randperm(len(parts), generator=generator).tolist(), desc=progress):
+        index = parts[number][RANK::WORLD] or parts[number][:1]  # each rank has a part in each step
         yield index, pad([rows[i] for i in index], encoder.tokenizer, encoder.lm.device)
 
 
 def make_optimizer(weights, lr, steps, weight_decay=0.0):
-    """AdamW and its schedule: the rate rises for 6% of the steps, then falls to 0 (ours)."""
+    """AdamW with linear warm-up over 6% of the steps and linear decay to 0 (our choice)."""
     optimizer = torch.optim.AdamW(weights, lr=lr, weight_decay=weight_decay, fused=True)
     warm_up = int(0.06 * steps)
     return optimizer, transformers.get_linear_schedule_with_warmup(optimizer, warm_up, steps)
 
 
 @torch.no_grad()
-def encode(encoder, texts, progress="encode", place="text ", first=1):
-    """Texts or (text, text_b) pairs -> (N, D) fp32 on the CPU, in their order. Under torchrun a rank does
-    its share and gets all. UserError with place and begin of a text whose embedding is not finite."""
-    if isinstance(texts, str):
-        raise TypeError(f"give a list of texts, not the bare string {texts[:30]!r}")
-    texts = list(texts)  # of a pandas Series, too
-    check_ranks(texts)
+def encode(encoder, texts, progress="encode"):
+    """Texts or (text, text_b) pairs -> (N, D) fp32 on the CPU, in their order. Under torchrun each rank
+    encodes a share and all receive everything. progress: name of the bar, "" for no bar and no warnings.
+    Raises UserError naming the first text whose embedding is not finite."""
+    if isinstance(texts, str) or hasattr(texts, "columns"):
+        raise TypeError(f"expected a list of texts or pairs, got a {type(texts).__name__}")
+    texts = list(texts)  # also accepts a pandas Series
     encoder.eval()
-    device, mine = encoder.lm.device, range(RANK, len(texts), WORLD)
-    rows = encoder.tokenize([texts[i] for i in mine]) if mine else []
-    budget = encoder.batch_tokens or BATCH_TOKENS.get(device.type, 16_384)
-    full = sum(len(row["input_ids"]) >= encoder.max_len for row in rows)
-    warn_if(full and progress, f"{full} texts fill {encoder.max_len} tokens: any rest is not read")
-    cut = list(batches([len(row["input_ids"]) for row in rows], budget))
+    device, share = encoder.lm.device, range(RANK, len(texts), WORLD)
+    rows = encoder.tokenize([texts[i] for i in share]) if share else []
+    lengths = [len(row["input_ids"]) for row in rows]
+    if progress and (full := sum(length >= encoder.max_len for length in lengths)):
+        warn(f"{full} texts reach max_len={encoder.max_len} tokens and may be truncated")
+    budget = encoder.batch_tokens or BATCH_TOKENS.get(device.type, BATCH_TOKENS["mps"])
+    parts = list(batches(lengths, budget))
     out = torch.zeros(len(texts), encoder.dim, device=device)
-    parts = [out[:0]]  # one copy at the end: a copy of numbers for each batch would stop a GPU
-    for index in bar(cut, desc=progress):
-        parts.append(encoder(pad([rows[i] for i in index], encoder.tokenizer, device)))  # (B, D)
-    out[[mine[i] for index in cut for i in index]] = torch.cat(parts)
+    embeddings = [out[:0]]
+    for index in bar(parts, desc=progress):
+        embeddings.append(encoder(pad([rows[i] for i in index], encoder.tokenizer, device)))
+    # copy once: a copy per batch would stall the GPU
+    out[[share[i] for index in parts for i in index]] = torch.cat(embeddings)
     if WORLD > 1:
         dist.all_reduce(out)  # the rows of the other ranks are 0 on this one
     out = out.cpu()
     if len(bad := out.isfinite().all(1).logical_not().nonzero()):  # (K, 1)
-        why = f"not a finite embedding of {str(texts[bad[0]])[:50]}; try --amp off"
-        raise UserError(f"{place}{first + bad[0].item()}: {why}")
+        raise UserError(f"the embedding of {texts[bad[0]]!r:.60} is not finite; try --amp off")
     return out
 
 
 # A: the aligner ---------------------------------------------------------------------------------
-DEPTH = {"fc": 2, "ae": 3}  # layers: ae's is the paper's; fc's, which it leaves open, is ours
+DEPTH = {"fc": 2, "ae": 3}  # layers. AE: paper, FC: our choice
 CLOSED = "linear", "procrustes", "shift"  # not in the paper, see step2_align.py
 ARCHES = *DEPTH, *CLOSED, "inside"
 
 
 class Aligner(nn.Module):
     """A(x) = f((x - mean_x) / scale_x) * scale_y + mean_y, embeddings (N, D) -> (N, D).
-    fc: f is `depth` linear layers of `width` (None: D), ReLU and dropout between (paper; sizes ours).
-    ae: f has `depth` layers down to a bottleneck of `width` (None: D / 2) and as many up (paper).
-    linear, procrustes: f is one matrix; shift: f(x) = x (not in the paper; step2_align.solve).
-    Means and scales are those of the training pairs (closed forms: scales 1): f meets numbers around 0."""
+    fc: f is `depth` linear layers of hidden size `width` (default D), ReLU and dropout between (paper).
+    ae: f has `depth` layers down to `width` (default D / 2) and `depth` back up (paper).
+    linear, procrustes: f is one matrix. shift: f(x) = x. (Not in the paper, see step2_align.solve.)
+    Means and scales come from the training pairs, so that f sees standardised inputs (our choice).
+    Raises ValueError for another arch."""
 
     def __init__(self, arch="fc", dim=768, depth=None, width=None, dropout=0.1):
         super().__init__()
@@ -202,7 +197,7 @@ class Aligner(nn.Module):
             layers = []
             for width_in, width_out in pairwise(widths):
                 layers += [nn.Linear(width_in, width_out), nn.ReLU(), nn.Dropout(dropout)]
-            self.f = nn.Sequential(*layers[:-2])  # nothing after the last linear layer
+            self.f = nn.Sequential(*layers[:-2])  # no ReLU or dropout after the last layer
         else:
             self.f = nn.Identity() if arch == "shift" else nn.Linear(dim, dim, bias=False)
         self.mean_x, self.scale_x = nn.Buffer(torch.zeros(dim)), nn.Buffer(torch.ones(dim))
@@ -213,14 +208,15 @@ class Aligner(nn.Module):
 
     @torch.no_grad()
     def map(self, x):
-        """A(x) of a whole (N, D) tensor on the CPU: no dropout, no gradient, in blocks."""
+        """Apply A to x (N, D) in blocks, without dropout or gradients; the result is on the CPU."""
         self.eval()
         return torch.cat([self(block.to(self.mean_x)).cpu() for block in x.split(8_192)])
 
 
 class Inside(nn.Module):
-    """A inside the frozen LM (ours): in every linear layer W h becomes W h + up down h, LoRA of `rank` R and
-    scale 1 (Hu et al. 2021), up zero at the start. Outside of `with inside.on(encoder):` the LM is as it was."""
+    """A inside the frozen LM (ours): LoRA in every linear layer (Hu et al. 2021), W h + up down h with rank R,
+    scale 1 and `up` initialised to zero. Active only within `with inside.on(encoder):`, and the LM's
+    own weights never change."""
 
     def __init__(self, lm, rank=8):
         super().__init__()
@@ -233,23 +229,23 @@ class Inside(nn.Module):
         self.up = nn.ParameterList(torch.zeros(size[0], rank) for size in sizes)
 
     def forward(self, encoder, batch):
-        """A batch of `pad` -> (B, D): e_A(.), the encoder with A inside."""
+        """Encode a batch made by `pad` with A active -> e_A(.), (B, D)."""
         with self.on(encoder):
             return encoder(batch)
 
     @staticmethod
     def add(down, up, layer, inputs, out):
-        """W h -> W h + up down h, a hook: inputs (h,), h (B, T, in), out = W h (B, T, out)."""
+        """Forward hook: return W h + up down h, with inputs (h,), h (B, T, in) and out = W h."""
         h = inputs[0]
         return out + h @ down.T.to(h.dtype) @ up.T.to(h.dtype)
 
     @contextlib.contextmanager
     def on(self, encoder):
-        """The encoder, with A in it until the `with` block ends. ValueError if another is on."""
+        """Context manager that activates A in `encoder`. Raises ValueError if another Inside is active."""
         if encoder.inside is not None:
-            raise ValueError("an Inside is on in this encoder; leave its `with` block first")
+            raise ValueError("another Inside is active in this encoder; leave its `with` block")
         encoder.inside = self
-        with contextlib.ExitStack() as stack:  # what is undone at the end of the block
+        with contextlib.ExitStack() as stack:  # removes the hooks when the block ends
             stack.callback(setattr, encoder, "inside", None)
             for name, down, up in zip(self.layers, self.down, self.up):
                 layer = encoder.lm.get_submodule(name)
@@ -258,7 +254,7 @@ class Inside(nn.Module):
 
 
 def build_aligner(art, lm):
-    """The Aligner or Inside that a file of steps 2 or 3 holds, frozen."""
+    """Return the Aligner or Inside stored in an align or head file, frozen."""
     config = art["aligner"]
     aligner = Inside(lm, config["rank"]) if art["arch"] == "inside" else Aligner(**config)
     aligner.load_state_dict(art["state"])
@@ -266,77 +262,79 @@ def build_aligner(art, lm):
 
 
 def logits(heads, x):
-    """x (N, D) through the S linear heads of step 3 on standardised inputs: (S, N, C)."""
+    """Return the logits (S, N, C) of S linear heads for embeddings x (N, D)."""
     return (x - heads["mean"]) / heads["scale"] @ heads["weight"].mT + heads["bias"]
 
 
 # Data: <root>/<task>/<lang>/{train,dev,test,translated}.tsv, see data/README.md ------------------
 def read_lines(path):
-    """Lines of a UTF-8 file, composed (NFC), whatever ends them. UserError with file and line."""
+    """Return the lines of a UTF-8 file in NFC, with any line ending. Raises UserError with file and line."""
     try:
         text = Path(path).read_text("utf-8-sig")
     except UnicodeDecodeError as err:
         line = err.object.count(b"\n", 0, err.start) + 1
         raise UserError(f"{path}:{line}: not UTF-8; data/convert.py --encoding reads other files")
     except FileNotFoundError:
-        hint = "is --data the root, see data/README.md? python data/toy.py makes data/toy"
+        there = ", ".join(sorted(folder.name for folder in Path(path).parent.parent.glob("*/")))
+        hint = f"check --data, --task and --lang (there: {there or 'nothing'}; see data/README.md)"
         raise UserError(f"{path}: no such file; {hint}")
-    return unicodedata.normalize("NFC", text).rstrip("\n").split("\n")
+    return compose(text).rstrip("\n").split("\n")
 
 
 def read_texts(lines, file, width):
-    """Lines -> texts, composed (NFC), one by one; UserError with the line of one that is none."""
+    """Yield the text, or pair of texts, of each line; raises UserError naming a malformed line."""
     for number, line in enumerate(lines, 1):
-        if re.search("[\udc80-\udcff]", line):  # what errors="surrogateescape" made of other bytes
+        if re.search("[\udc80-\udcff]", line):  # bytes that were not UTF-8 (see surrogateescape)
             raise UserError(f"{file}:{number}: not UTF-8; save the file as UTF-8")
-        text = unicodedata.normalize("NFC", line).rstrip("\n").split("\t")
+        text = tuple(compose(line).rstrip("\n").split("\t"))
         if len(text) != width or not all(part.strip() for part in text):
-            raise UserError(f"{file}:{number}: not {width} filled column(s): empty, or labelled")
-        yield tuple(text)
+            hint = "is the line empty, or does it have a label?"
+            raise UserError(f"{file}:{number}: expected {width} non-empty column(s); {hint}")
+        yield text
 
 
 def read_tsv(path, *headers, labels=None):
-    """Rows, as tuples, of a tab-separated file without quoting whose header is one of `headers`."""
+    """Return the rows, as tuples, of a tab-separated file without quoting whose header is in `headers`."""
     header, *rows = [tuple(line.split("\t")) for line in read_lines(path)]
     if " ".join(header) not in headers:
-        raise UserError(f"{path}:1: header {header}, not, between tabs: {' or: '.join(headers)}")
+        expected = f"expected, tab-separated: {', or '.join(headers)}"
+        raise UserError(f"{path}:1: header is {' '.join(header)[:60]!r}; {expected}")
     for line, row in enumerate(rows, 2):
-        if len(row) != len(header) or row[1:] == header[1:]:
-            raise UserError(f"{path}:{line}: not {len(header)} columns, or a second header")
-        if not all(cell.strip() for cell in row[1:]):
-            raise UserError(f"{path}:{line}: an empty text; fill it or delete the row")
+        if len(row) != len(header) or row[1:] == header[1:] or not all(map(str.strip, row[1:])):
+            raise UserError(f"{path}:{line}: expected {len(header)} columns, no text empty: {row}")
         if labels and row[0] not in labels:
-            raise UserError(f"{path}:{line}: label {row[0]!r}, not one of step 1's {labels}")
+            raise UserError(f"{path}:{line}: label {row[0]!r} is not one of step 1's {labels}")
     if len(rows) < 2:
-        raise UserError(f"{path}: {len(rows)} rows below the header; give two or more")
-    quoted = sum(any(t[0] == t[-1] == '"' for t in row[1:]) for row in rows) > len(rows) / 2
-    warn_if(quoted, f"{path}: most texts stand in quotes, taken as text; use data/convert.py")
+        raise UserError(f"{path}: only {len(rows)} data rows; at least two are needed")
+    if sum(any(t[0] == t[-1] == '"' for t in row[1:]) for row in rows) > len(rows) / 2:
+        warn(f"{path}: most texts are quoted, and quotes are kept as text; use data/convert.py")
     return rows
 
 
 def describe_task(data, task):
-    """info, a task's {"data", "task", "labels", "two_texts"}, from en/train.tsv; no two labels look alike."""
+    """Return info = {"data", "task", "labels", "two_texts"} of a task, from its en/train.tsv."""
     path = Path(data, task, "en", "train.tsv")
     rows = read_tsv(path, *ROWS)
     labels = sorted({row[0] for row in rows})
     looks = {unicodedata.normalize("NFKC", label).casefold() for label in labels}
     looks = {re.sub(r"[\s\u00ad\u200b-\u200d\ufeff]", "", look) for look in looks}
     if len(looks) < max(2, len(labels)) or "" in looks:
-        raise UserError(f"{path}: labels {labels}: give two or more, none empty, no look-alikes")
-    told = f"{path}: {len(labels)} classes in {len(rows)} rows; is the label column first?"
-    warn_if(len(labels) > max(2, len(rows) / 10), told)
+        rule = "at least two are needed, none empty, no two that look the same"
+        raise UserError(f"{path}: labels {labels}: {rule}")
+    if len(labels) > max(2, len(rows) / 10):
+        warn(f"{path}: {len(labels)} classes in {len(rows)} rows; is the label column first?")
     return {"data": str(data), "task": task, "labels": labels, "two_texts": len(rows[0]) == 3}
 
 
 def load_task(info, lang, split):
-    """A file of the task: (texts, y (N,) int64)."""
-    path = Path(info["data"], info["task"], lang, f"{split}.tsv")
-    rows = read_tsv(path, ROWS[info["two_texts"]], labels=info["labels"])
+    """Load <lang>/<split>.tsv -> (texts, y (N,) int64)."""
+    path, header = Path(info["data"], info["task"], lang, f"{split}.tsv"), ROWS[info["two_texts"]]
+    rows = read_tsv(path, header, labels=info["labels"])
     return [row[1:] for row in rows], torch.tensor([info["labels"].index(row[0]) for row in rows])
 
 
 def load_english(info):
-    """(texts, y, dev texts, dev y); without a dev.tsv a tenth of train.tsv is held out."""
+    """Return (texts, y, dev texts, dev y); without a dev.tsv a tenth of train.tsv is held out."""
     texts, y = load_task(info, "en", "train")
     if Path(info["data"], info["task"], "en", "dev.tsv").exists():
         return texts, y, *load_task(info, "en", "dev")
@@ -345,46 +343,53 @@ def load_english(info):
 
 
 def fixed_order(count, seed=0):
-    """A shuffle of range(count), the same everywhere, so that a smaller n is a part of a larger one."""
+    """Return a fixed shuffle of range(count), seeded by the paper's number."""
     return np.random.default_rng(2503 + seed).permutation(count).tolist()
 
 
 def hold_out(texts):
-    """(kept, held out) row numbers, a tenth held out; rows of one first text (a premise) stay together."""
+    """Split row indices into (kept, held out), 10% held out. Rows that share their first text stay together:
+    one NLI premise, or one English row translated into several languages."""
     first = [text[0] for text in texts]
-    different = list(dict.fromkeys(first))
-    if len(different) < 10:
-        raise UserError(f"{len(different)} different texts: too few to hold out some; give 10")
-    order = fixed_order(len(different))[: max(1, len(different) // 10)]
-    held, rows = {different[i] for i in order}, range(len(texts))
+    distinct = list(dict.fromkeys(first))
+    if len(distinct) < 10:
+        raise UserError(f"{len(distinct)} distinct texts cannot be split; at least 10 are needed")
+    order = fixed_order(len(distinct))[: max(1, len(distinct) // 10)]
+    held, rows = {distinct[i] for i in order}, range(len(texts))
     return [i for i in rows if first[i] not in held], [i for i in rows if first[i] in held]
 
 
 def load_translated(info, lang, n=None, labelled=False, seed=0):
-    """n pairs of translated.tsv, the first in a fixed order: (English texts d_en, translations T(d_en),
-    y (n,) if `labelled`). n None: all. The same pair counts once; seed: another order."""
+    """Load n distinct pairs of <lang>/translated.tsv (default: all), the first n of a fixed shuffle (`seed`
+    selects another) -> (English texts d_en, translations T(d_en), y (n,) if `labelled`)."""
     path = Path(info["data"], info["task"], lang, "translated.tsv")
     rows = read_tsv(path, *PAIRS, labels=info["labels"] if labelled else None)
-    rows = list({row[1:]: row for row in reversed(rows)}.values())[::-1]  # of equal ones the first
+    distinct = {row[1:]: row for row in reversed(rows)}  # of equal pairs the first counts
+    rows = [row for row in rows if distinct[row[1:]] is row]
     if n is not None and n > len(rows):
-        raise UserError(f"{path}: {len(rows)} different pairs, not {n}; step 2: --n {len(rows)}")
+        raise UserError(f"{path}: only {len(rows)} distinct pairs; use --n {len(rows)} or less")
     rows = [rows[i] for i in fixed_order(len(rows), seed)[:n]]
     y = torch.tensor([info["labels"].index(row[0]) for row in rows]) if labelled else None
-    half = len(rows[0]) // 2 + 1
+    half = 1 + len(rows[0]) // 2  # row = label, English columns, translated columns
     return [row[1:half] for row in rows], [row[half:] for row in rows], y
 
 
+def load_pairs(info, counts):
+    """Load {language: number of pairs or None} -> (English texts, translations, language of each pair)."""
+    loaded = {lang: load_translated(info, lang, n) for lang, n in counts.items()}
+    english = [text for source, _, _ in loaded.values() for text in source]
+    target = [text for _, target, _ in loaded.values() for text in target]
+    return english, target, [lang for lang, pairs in loaded.items() for _ in pairs[0]]
+
+
 # Run folder: encoder/ and .pt files, plain dicts of tensors, numbers and strings -----------------
-MAKES = {"embed": "step1_embed.py", "align": "step2_align.py", "head": "step3_head.py"}
-
-
 def digest_of(*parts):
-    """Hex digest of bytes."""
+    """Return the hex digest of bytes."""
     return hashlib.sha256(b"".join(parts)).hexdigest()
 
 
 def write_atomic(path, content):
-    """Write bytes to a temporary file, then rename it to `path`: all or nothing, by rank 0 only."""
+    """Write bytes to a temporary file, then rename it to `path`; only rank 0 writes."""
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -392,8 +397,8 @@ def write_atomic(path, content):
             path.parent.mkdir(parents=True, exist_ok=True)
             temporary.write_bytes(content)
             temporary.replace(path)
-    except OSError as err:  # a full disk's own message names no file
-        raise OSError(err.errno, f"{err.strerror}; make room or choose another folder", str(path))
+    except OSError as err:  # ENOSPC names no file
+        raise UserError(f"{path}: {err.strerror}; make room or choose another folder")
     finally:
         temporary.unlink(missing_ok=True)
     if WORLD > 1:
@@ -401,105 +406,174 @@ def write_atomic(path, content):
 
 
 def save(path, kind, **content):
-    """Write a .pt file, whole or not at all."""
+    """Write a .pt file atomically."""
     buffer = io.BytesIO()
     torch.save({"kind": kind, **content}, buffer)
     write_atomic(path, buffer.getbuffer())
 
 
-def load(path, kind, digest=None):
-    """The dict in a .pt file; UserError unless whole, of this kind and of the LM of this digest."""
-    why = f"not of kind {kind}, damaged, or of another LM or task than encoder/"
+def load(path, kind):
+    """Return the dict in a .pt file. Raises UserError unless the file is intact and of this kind."""
+    reason = f"damaged, or no {kind} file; delete it and make it again"
     try:
-        whole = zipfile.ZipFile(path).testzip() is None  # by the checksum of each part
+        intact = zipfile.ZipFile(path).testzip() is None  # by the checksum of each part
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        if whole and content.get("kind") == kind and digest in (None, content["lm"]):
+        if intact and content["kind"] == kind:
             return content
-    except Exception as err:  # zip and pickle readers raise their own
-        why = getattr(err, "strerror", None) or "damaged"
-    make = f"make it with the same flags: python {MAKES[kind]}" if kind in MAKES else "delete it"
-    raise UserError(f"{path}: {why}; {make}")
+    except FileNotFoundError:
+        reason = f"no such file; run: python step1_embed.py --out {Path(path).parent}"
+    except Exception as err:  # zip and pickle readers raise many exception types
+        reason += f" ({type(err).__name__})"
+    raise UserError(f"{path}: {reason}")
 
 
-def file_name(kind, lang, method, arch=None, n=None, residuals=False, **options):
-    """Name of a file of step 2 or 3, without defaults; options: seed, l2, seeds."""
-    parts = [kind, lang, "" if method == "langalign" else method, arch]
-    parts += [f"n{n}" if n else "", "residuals" if residuals else ""]
-    parts += [f"{name}{value}" for name, value in options.items() if value != HEAD_DEFAULTS[name]]
+def describe(lang, method=None, arch="fc", via=None, **options):
+    """Return the fields that tell one aligner or head from another. method: by default langalign, or rev for
+    --arch inside. via: the languages whose pairs trained the aligner (default: lang)."""
+    method = method or ("rev" if arch == "inside" else "langalign")
+    if (
+        method != "langalign"
+        and options.get("residuals")
+        or method == "langalign"
+        and arch == "inside"
+    ):
+        raise UserError("--residuals goes with --method langalign, --arch inside with --method rev")
+    if method not in ("langalign", "rev"):  # no aligner
+        arch, via = None, None
+    else:
+        via = sorted([via] if isinstance(via, str) else via or [lang])
+    return {"lang": lang, "via": via, "method": method, "arch": arch, **options}
+
+
+def file_name(kind, lang, via, method, arch, n=None, residuals=False, seed=0):
+    """Return the file name of an aligner or head; options at their default are left out."""
+    langs = "+".join(via or [])
+    names = [langs] if kind == "align" or langs == lang else [lang, "via" if langs else "", langs]
+    parts = [kind, *names, "" if method == "langalign" else method, arch, f"n{n}" if n else ""]
+    parts += ["residuals" if residuals else "", f"seed{seed}" if seed else ""]
     return "-".join(part for part in parts if part) + ".pt"
 
 
-def find(out, kind, digest, n, **options):
-    """load() of the file of this name; n "*": of the only one. UserError that lists those there."""
-    name = file_name(kind, n=n, **options)
-    paths = [p for p in Path(out).glob(name) if p.name.count("-") == name.count("-")]
-    if len(paths) == 1:
-        return load(paths[0], kind, digest) | {"path": paths[0]}
-    there = " ".join(sorted(p.name for p in paths or Path(out).glob(f"{kind}-*.pt"))) or "none"
-    what = "several fit, say which by --n" if paths else f"no {name}: python {MAKES[kind]} makes it"
-    raise UserError(f"{out}: {what}, with the same flags; there: {there}")
+def find(out, kind, digest, **fields):
+    """Load the only aligner or head with the fields of `describe` (n None: any n). Raises UserError with the
+    command that makes it, or listing the files that fit."""
+    wanted = {name: value for name, value in fields.items() if value is not None}
+    files = [load(path, kind) | {"path": path} for path in sorted(Path(out).glob(f"{kind}-*.pt"))]
+    fits = [f for f in files if all(f.get(name) == value for name, value in wanted.items())]
+    if len(fits) == 1 and fits[0]["lm"] == digest:
+        return fits[0]
+    names = " ".join(file["path"].name for file in fits or files)[:150] or "none"
+    if len(fits) > 1:
+        raise UserError(f"{out}: {len(fits)} files match, choose one by --n: {names}")
+    command = f"python step3_head.py --out {out}"
+    if kind == "align":
+        command, wanted["lang"] = f"python step2_align.py --out {out}", wanted.pop("via")
+    for name, value in wanted.items():
+        value = " ".join(value) if isinstance(value, list) else "" if value is True else value
+        command += f" --{name} {value}".rstrip() if value is not False else ""
+    problem = "belongs to another LM than encoder/" if fits else f"no such {kind} file"
+    raise UserError(f"{out}: {problem}; run: {command} (found: {names})")
 
 
-def load_pretrained(name, pool="mean", max_len=256):
-    """Encoder from a hub name or a folder, as fp32 whatever its file holds; UserError if it is none."""
-    options = {"dtype": torch.float32, "output_loading_info": True, "trust_remote_code": False}
+def load_pretrained(name, pool="mean", max_len=256, texts=("a",), **options):
+    """Return an Encoder, always in fp32, from a hub name or a folder, and try it on the longest of `texts`. Raises
+    UserError if that is not an encoder with padding, all its weights, and tokens for the texts."""
+    flags = {"dtype": torch.float32, "output_loading_info": True, "trust_remote_code": False}
+    logs = transformers.utils.logging  # its load report and bars are silenced, then set back
+    level, bars = logs.get_verbosity(), logs.is_progress_bar_enabled()
     try:
-        lm, told = transformers.AutoModel.from_pretrained(name, **options)
+        logs.set_verbosity_error(), logs.disable_progress_bar()
+        lm, report = transformers.AutoModel.from_pretrained(name, **flags)
         tokenizer = transformers.AutoTokenizer.from_pretrained(name, trust_remote_code=False)
-        lost = [key for key in told["missing_keys"] if "pooler" not in key][:2]
-        if lost or lm.config.is_encoder_decoder or tokenizer.pad_token_id is None:
-            raise ValueError(f"{type(lm).__name__}: no encoder, or without padding, or {lost}")
-    except Exception as err:  # hub, file and class each raise their own
-        why = " ".join(str(err).split())[:150]
-        if "sentencepiece" in why or "tiktoken" in why:
-            why = "its tokenizer needs: pip install sentencepiece protobuf"
-        raise UserError(f"--model {name}: {why}; give a hub name, or a folder like runs/encoder")
-    return Encoder(lm, tokenizer, pool, max_len)
+        lm.pooler = None  # BERT's own, unused here
+        kind = type(lm).__name__
+        if lm.config.is_encoder_decoder or tokenizer.pad_token_id is None:
+            raise ValueError(f"{kind} is not an encoder, or its tokenizer has no padding token")
+        if lost := [key for key in report["missing_keys"] if "pooler" not in key]:
+            raise ValueError(f"the files lack {len(lost)} weights of {kind}, such as {lost[0]}")
+        encoder = Encoder(lm, tokenizer, pool, max_len, **options)
+        longest = max(encoder.tokenize(texts), key=lambda row: len(row["input_ids"]))
+        if len(longest["input_ids"]) < 3:
+            raise ValueError("a text has fewer than 3 tokens; is tokenizer.json missing?")
+        with torch.no_grad():
+            encoder(pad([longest], tokenizer, lm.device))
+        return encoder
+    except Exception as err:  # hub, file and class raise many exception types
+        reason = textwrap.shorten(str(err) or type(err).__name__, 150)
+    finally:
+        logs.set_verbosity(level), logs.enable_progress_bar() if bars else None
+    if "sentencepiece" in reason or "tiktoken" in reason:
+        reason = "its tokenizer needs: pip install sentencepiece protobuf"
+    raise UserError(f"--model {name}: {reason}; use a hub name or a folder such as runs/encoder")
 
 
-def encoder_digest(folder, info):
-    """Digest of an encoder/ folder's files and of what its vectors and labels depend on besides."""
-    chosen = repr([info[key] for key in ("task", "labels", "pool", "max_len")])
-    paths = sorted(path for path in Path(folder).glob("[!.]*") if path.is_file())
-    return digest_of(chosen.encode(), *(path.name.encode() + path.read_bytes() for path in paths))
+def digests_of(folder):
+    """Return {file name: digest} of the files in encoder/ on which embeddings depend, with any line ends."""
+    paths = [path for path in sorted(Path(folder).glob("[!.]*.*")) if path.is_file()]
+    paths = [path for path in paths if path.suffix != ".md" and path.name != "modules.json"]
+    return {path.name: digest_of(path.read_bytes().replace(b"\r\n", b"\n")) for path in paths}
+
+
+def save_encoder(encoder, out, info):
+    """Write <out>/encoder/, a plain Hugging Face folder, and <out>/embed.pt with info, atomically."""
+    folder, fresh = Path(out, "encoder"), Path(out, ".encoder.tmp")
+    if RANK == 0:
+        shutil.rmtree(fresh, ignore_errors=True)  # left over by a killed run
+        encoder.tokenizer.model_max_length = encoder.max_len
+        try:
+            encoder.tokenizer.save_pretrained(fresh)
+            encoder.lm.save_pretrained(fresh)
+        except Exception as err:  # on a full disk each library raises its own exception type
+            raise UserError(f"{fresh}: {err}; make room or choose another --out")
+        info = info | {"files": digests_of(fresh)}
+        chosen = [info[key] for key in ("task", "labels", "pool", "max_len", "files")]
+        info["lm"] = digest_of(repr(chosen).encode())
+    save(Path(out, "embed.pt"), "embed", **info)
+    if RANK == 0:
+        # renamed last: after a crash in between, the digests in embed.pt do not match encoder/,
+        # and step 2 asks for step 1
+        shutil.rmtree(folder, ignore_errors=True)
+        fresh.rename(folder)
 
 
 def load_encoder(out="runs", device="cpu", dtype=None, data=None, batch_tokens=None):
-    """(Encoder, frozen; info: what embed.pt holds) of a run folder; data: root in place of step 1's."""
+    """Load the frozen Encoder and info (the contents of embed.pt) of a run folder; `data` overrides the data
+    root."""
     info, folder = load(Path(out, "embed.pt"), "embed"), Path(out, "encoder")
-    if not folder.is_dir() or encoder_digest(folder, info) != info["lm"]:
-        raise UserError(f"{folder}: other files than embed.pt belongs to; run step 1 again")
-    encoder = load_pretrained(folder, info["pool"], info["max_len"]).eval().requires_grad_(False)
+    found, files = digests_of(folder), info["files"]
+    for name in files | found:
+        if files.get(name) != found.get(name):
+            raise UserError(f"{folder / name}: changed since step 1; restore it, or rerun step 1")
+    options = {"batch_tokens": batch_tokens, "digest": info["lm"]}
+    encoder = load_pretrained(folder, info["pool"], info["max_len"], **options)
+    encoder.eval().requires_grad_(False)
     for parameter in encoder.parameters():  # one by one: buffers such as rotary ones stay fp32
         parameter.data = parameter.data.to(device, dtype)
-    encoder.digest, encoder.batch_tokens = info["lm"], batch_tokens
     return encoder.to(device), {**info, "data": data or info["data"]}
 
 
 def cached(encoder, out, texts, progress="encode"):
-    """encode(encoder, texts), (N, D), each text found in <out>/cache if it was encoded before, so that
-    n=20000 after n=5000 costs 15,000 pairs. With an Inside on, the embeddings are those of e_A."""
-    check_ranks(texts)
-    weights = encoder.inside.state_dict().values() if encoder.inside else ()
-    inside = digest_of(*(tensor.cpu().numpy().tobytes() for tensor in weights))
-    name = f"{encoder.digest[:16]}-{inside[:16]}-{str(encoder.lm.dtype)[6:]}"
-    folder, rows = Path(out, "cache", name), {}  # files never change; rows: key -> (D,)
+    """Return encode(encoder, texts), (N, D), but texts encoded before come from <out>/cache: n=20000 after
+    n=5000 encodes only 15,000 new pairs. An active Inside has a cache of its own."""
+    name = f"{encoder.digest[:16]}-{str(encoder.lm.dtype)[6:]}"
+    if encoder.inside:
+        weights = encoder.inside.state_dict().values()
+        name += f"-inside-{digest_of(*(w.cpu().numpy().tobytes() for w in weights))[:16]}"
+    folder, rows = Path(out, "cache", name), {}  # each file is written once
     for path in sorted(folder.glob("*.pt")):
-        art = load(path, "cache", encoder.digest)
-        rows.update(zip(art["keys"], art["embeddings"]))
-    keys = [digest_of("\t".join(text).encode())[:32] for text in texts]
-    text_of = dict(zip(keys, texts))
-    new = [key for key in text_of if key not in rows]
+        art = load(path, "cache")
+        rows.update(zip(art["texts"], art["embeddings"]))
+    new = [text for text in dict.fromkeys(texts) if text not in rows]
     if new:
-        embeddings = encode(encoder, [text_of[key] for key in new], progress)
-        path = folder / f"{digest_of(*map(str.encode, new))[:32]}.pt"
-        save(path, "cache", lm=encoder.digest, keys=new, embeddings=embeddings)
+        embeddings = encode(encoder, new, progress)
+        path = folder / f"{digest_of(repr(new).encode())[:32]}.pt"
+        save(path, "cache", texts=new, embeddings=embeddings)
         rows.update(zip(new, embeddings))
-    return torch.stack([rows[key] for key in keys])
+    return torch.stack([rows[text] for text in texts])
 
 
 # Command line -----------------------------------------------------------------------------------
-bar = partial(tqdm, delay=2, leave=False, disable=RANK > 0)  # shown on what takes over two seconds
+bar = partial(tqdm, delay=2, leave=False, disable=True if RANK else None)  # None: not in pipes
 
 
 def say(*words, **options):
@@ -511,72 +585,89 @@ def warn(words):
     say(f"warning: {words}", file=sys.stderr)
 
 
-def warn_if(condition, words):
-    if condition:
-        warn(words)
+def one_line_error(message):
+    """Raise UserError, in place of argparse's usage and message."""
+    raise UserError(f"{message}; see --help")
 
 
 def make_parser(doc, step):
-    """Parser with the flags that the scripts share; `doc` is the docstring, step 4 eval.py."""
+    """Return the parser with the flags that scripts share. doc: docstring. step: 1 to 3, or 4 for eval.py."""
     raw = argparse.RawDescriptionHelpFormatter
-    p = argparse.ArgumentParser(description=doc, usage=argparse.SUPPRESS, formatter_class=raw)
-    flag = p.add_argument
-    flag("--out", default="runs", help="folder of one LM and task's files (default: runs)")
-    flag("--seed", type=int, default=0, help="of weights and order; step 3: of A, too (default: 0)")
-    flag("--device", help="cuda, cuda:1, mps or cpu; else the first there is")
-    amp = "of the LM (default: bf16 where it is native, else fp16 on CUDA, else off: fp32)"
+    p = argparse.ArgumentParser(description=doc, formatter_class=raw, allow_abbrev=False)
+    p.error, flag = one_line_error, p.add_argument
+    flag("--out", default="runs", help="run folder, for one LM and one task (default: runs)")
+    flag("--seed", type=int, default=0, help="random seed, later also the aligner's (default: 0)")
+    flag("--device", help="cuda, cuda:1, mps or cpu (default: first accelerator, else cpu)")
+    amp = "mixed precision of the LM (default: bf16 if native, else fp16 on CUDA, else off)"
     flag("--amp", choices=("off", "bf16", "fp16"), help=amp)
-    flag("--batch-tokens", type=int, help="encoded at once; lower it if memory runs out")
+    flag("--batch-tokens", type=int, help="tokens per encoding batch; lower it if memory runs out")
     if step > 1:
         flag("--data", help="root of the data, if it moved since step 1")
-        flag("--lang", required=True, help="target language, a folder beside en, e.g. ko")
-        flag("--arch", choices=ARCHES, default="fc", help="A: fc and ae are the paper's")
-        flag("--n", type=int, help="pairs (paper: 5K to 50K; default: all, or those of the file)")
+        flag("--lang", required=True, nargs="+" if step == 2 else None, help="target language: ko")
+        arch = "aligner: fc, ae (paper), a closed form, or inside the LM (default: fc)"
+        flag("--arch", choices=ARCHES, default="fc", help=arch)
+        flag("--n", type=int, help="pairs per language (default: all, later the only choice)")
+        methods = METHODS if step > 2 else {name: METHODS[name] for name in ("langalign", "rev")}
+        method = "; ".join(f"{name}: {text}" for name, text in methods.items())
+        flag("--method", choices=methods, help=f"{method} (default: langalign; rev with inside)")
     if step > 2:
-        flag("--method", choices=METHODS, default="langalign", help="what the head learns from")
-        flag("--residuals", action="store_true", help="langalign: head on A(x) + r, ours")
-        flag("--seeds", type=int, default=HEAD_DEFAULTS["seeds"], help="number of heads (ours: 5)")
-        flag("--l2", type=float, default=HEAD_DEFAULTS["l2"], help="times |w|^2 (ours: 0.05)")
+        via = "languages whose pairs trained the aligner (default: that of --lang)"
+        flag("--via", nargs="+", metavar="LANG", help=via)
+        flag("--residuals", action="store_true", help="add random residuals of the pairs to A(x)")
+        flag("--seeds", type=int, default=5, help="number of heads (default: 5)")
+        flag("--l2", type=float, default=0.05, help="L2 penalty weight (default: 0.05)")
     return p
 
 
-def pick_device(args):
-    """(device, dtype of the LM, None: fp32; both in words) of the flags, which are checked first."""
+def check_flags(args):
+    """Raise UserError if a number or a language of the command line is out of range."""
     for name, value in vars(args).items():
-        low = {"seed": 0, "epochs": 0, "lr": 0, "l2": 0, "max_len": 3}.get(name, 1)
+        low = {"seed": 0, "epochs": 0, "lr": 0, "l2": 0}.get(name, 1)
         if type(value) in (int, float) and not low <= value < 2**32:
-            raise UserError(f"--{name.replace('_', '-')} {value}: give {low} or more, below 2^32")
-    if not re.fullmatch(r"[A-Za-z0-9_-]+", vars(args).get("lang", "en")):
-        raise UserError(f"--lang {args.lang!r}: give a language code such as ko")
-    there = torch.accelerator.current_accelerator(True) or torch.device("cpu")
+            flag = "--" + name.replace("_", "-")
+            raise UserError(f"{flag} {value}: must be at least {low}, below 2^32")
+        if name in ("lang", "via") and value:
+            langs = " ".join([value] if isinstance(value, str) else value)
+            if not re.fullmatch(r"(?!.*\b(\S+) (.* )?\1\b)[\w-]+( [\w-]+)*", langs, re.ASCII):
+                raise UserError(f"--{name} {langs}: expected language codes such as ko, each once")
+
+
+def pick_device(args):
+    """Return the device, the autocast dtype or None for fp32, and a description of both."""
+    first = torch.accelerator.current_accelerator(True) or torch.device("cpu")
     try:
-        device = torch.zeros(1, device=args.device or there).device
+        device = torch.zeros(1, device=args.device or first).device
     except (RuntimeError, AssertionError):
-        raise UserError(f"--device {args.device}: it is not here; leave the flag out")
-    device = join_ranks(device)
+        raise UserError(f"--device {args.device} is not available; omit it to use {first}")
+    if WORLD > 1 and device.type == "cuda":
+        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+        torch.cuda.set_device(device)
+    if WORLD > 1 and not dist.is_initialized():
+        dist.init_process_group()
     has = torch.cpu.get_capabilities() if device.type == "cpu" else {}
     native = has.get("avx512_bf16") or has.get("amx_bf16")
     if device.type == "cuda":
         native = torch.cuda.is_bf16_supported(including_emulation=False)
     amp = args.amp or ("bf16" if native else "fp16" if device.type == "cuda" else "off")
     dtype = {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16}[amp]
-    return device, dtype, f"{WORLD} x {device}, amp {amp} ({'' if native else 'no '}native bf16)"
+    precision = "fp32" if amp == "off" else f"autocast {amp}"
+    name = f"{device} x {WORLD}" if WORLD > 1 else device
+    return device, dtype, f"{name}, {precision} ({'' if native else 'no '}native bf16)"
 
 
 def run(main):
-    """Call `main()`. What the user can mend becomes one line on stderr and exit status 2, Ctrl-C 130."""
-    sys.stdout.reconfigure(encoding="utf-8")  # labels may be in any script
-    transformers.logging.set_verbosity_error()  # its report on BERT's pooler drowns ours
+    """Run main(); user errors become one line on stderr and exit status 2, Ctrl-C exit status 130."""
+    sys.stdout.reconfigure(encoding="utf-8")  # labels may contain any Unicode
     transformers.logging.disable_progress_bar()
     try:
         main()
-    except BrokenPipeError:  # `| head` has what it wants
+    except BrokenPipeError:  # stdout was closed, for example by `| head`
         os._exit(141)
     except (UserError, OSError, torch.OutOfMemoryError) as err:
-        print("error:", " ".join(str(err).split())[:400], file=sys.stderr)
+        print("error:", " ".join(str(err).split())[:500], file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt as err:
-        print(str(err) or "stopped; the same command starts again", file=sys.stderr)
+        print(str(err) or "interrupted; rerun the command (it starts over)", file=sys.stderr)
         sys.exit(130)
     if WORLD > 1:
         dist.destroy_process_group()
