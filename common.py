@@ -66,9 +66,8 @@ def masked_mean(hidden, attention_mask):
 
 
 class Encoder(nn.Module):
-    """e(.): last hidden states of a Hugging Face LM, pooled to one vector per text: "mean" over the tokens
-    or "cls", the first token (the paper does not say which). Texts are truncated to max_len tokens.
-    digest: of the LM in the run folder, names its cache."""
+    """e(.): last hidden states of a Hugging Face LM, pooled to one vector per text: "mean" over the tokens or
+    "cls", the first token (the paper does not say which). Texts are truncated to max_len tokens."""
 
     def __init__(self, lm, tokenizer, pool="mean", max_len=256, batch_tokens=None, digest=""):
         super().__init__()
@@ -92,8 +91,7 @@ class Encoder(nn.Module):
         return masked_mean(hidden, batch["attention_mask"]) if self.pool == "mean" else hidden[:, 0]
 
     def tokenize(self, texts):
-        """Texts -> [{"input_ids": [...], ...}, ...], normalised to NFC and truncated to max_len.
-        Raises UserError if the LM has no embedding for a token."""
+        """Texts -> [{"input_ids": [...], ...}, ...], in NFC, truncated. Raises UserError for an unknown id."""
         texts = [(text,) if isinstance(text, str) else tuple(text) for text in texts]
         if {len(text) for text in texts} not in ({1}, {2}):
             raise TypeError("expected a non-empty list of texts or of (text, text_b), not a mix")
@@ -141,9 +139,8 @@ def make_optimizer(weights, lr, steps, weight_decay=0.0):
 
 @torch.no_grad()
 def encode(encoder, texts, progress="encode"):
-    """Texts or (text, text_b) pairs -> (N, D) fp32 on the CPU, in their order. Under torchrun each rank
-    encodes a share and all receive everything. progress: name of the bar, "" for no bar and no warnings.
-    Raises UserError naming the first text whose embedding is not finite."""
+    """Texts or (text, text_b) pairs -> (N, D) fp32 on the CPU; under torchrun each rank encodes a share. Raises
+    UserError naming the first text whose embedding is not finite. progress: "" for no bar, no warnings."""
     if isinstance(texts, str) or hasattr(texts, "columns"):
         raise TypeError(f"expected a list of texts or pairs, got a {type(texts).__name__}")
     texts = list(texts)  # also accepts a pandas Series
@@ -176,12 +173,10 @@ ARCHES = *DEPTH, *CLOSED, "inside"
 
 
 class Aligner(nn.Module):
-    """A(x) = f((x - mean_x) / scale_x) * scale_y + mean_y, embeddings (N, D) -> (N, D).
+    """A(x) = f((x - mean_x) / scale_x) * scale_y + mean_y, (N, D) -> (N, D), standardised by the training pairs.
     fc: f is `depth` linear layers of hidden size `width` (default D), ReLU and dropout between (paper).
     ae: f has `depth` layers down to `width` (default D / 2) and `depth` back up (paper).
-    linear, procrustes: f is one matrix. shift: f(x) = x. (Not in the paper, see step2_align.solve.)
-    Means and scales come from the training pairs, so that f sees standardised inputs (our choice).
-    Raises ValueError for another arch."""
+    linear, procrustes: f is one matrix. shift: f(x) = x. (Not in the paper, see step2_align.solve.)"""
 
     def __init__(self, arch="fc", dim=768, depth=None, width=None, dropout=0.1):
         super().__init__()
@@ -215,8 +210,7 @@ class Aligner(nn.Module):
 
 class Inside(nn.Module):
     """A inside the frozen LM (ours): LoRA in every linear layer (Hu et al. 2021), W h + up down h with rank R,
-    scale 1 and `up` initialised to zero. Active only within `with inside.on(encoder):`, and the LM's
-    own weights never change."""
+    scale 1 and `up` initialised to zero. Active only within `with inside.on(encoder):`."""
 
     def __init__(self, lm, rank=8):
         super().__init__()
@@ -224,9 +218,9 @@ class Inside(nn.Module):
         self.layers = [name for name, part in lm.named_modules() if isinstance(part, nn.Linear)]
         if not self.layers:
             raise UserError(f"{type(lm).__name__} has no linear layers for --arch inside; use fc")
-        sizes = [lm.get_submodule(name).weight.shape for name in self.layers]  # (out, in)
-        self.down = nn.ParameterList(torch.randn(rank, size[1]) / size[1] ** 0.5 for size in sizes)
-        self.up = nn.ParameterList(torch.zeros(size[0], rank) for size in sizes)
+        sizes = [lm.get_submodule(name).weight.shape for name in self.layers]
+        self.down = nn.ParameterList(torch.randn(rank, i) / i**0.5 for _, i in sizes)  # (R, in)
+        self.up = nn.ParameterList(torch.zeros(o, rank) for o, _ in sizes)  # (out, R)
 
     def forward(self, encoder, batch):
         """Encode a batch made by `pad` with A active -> e_A(.), (B, D)."""
@@ -247,16 +241,15 @@ class Inside(nn.Module):
         encoder.inside = self
         with contextlib.ExitStack() as stack:  # removes the hooks when the block ends
             stack.callback(setattr, encoder, "inside", None)
-            for name, down, up in zip(self.layers, self.down, self.up):
-                layer = encoder.lm.get_submodule(name)
-                stack.enter_context(layer.register_forward_hook(partial(self.add, down, up)))
+            for name, *weights in zip(self.layers, self.down, self.up):
+                hook = partial(self.add, *weights)
+                stack.enter_context(encoder.lm.get_submodule(name).register_forward_hook(hook))
             yield encoder
 
 
 def build_aligner(art, lm):
     """Return the Aligner or Inside stored in an align or head file, frozen."""
-    config = art["aligner"]
-    aligner = Inside(lm, config["rank"]) if art["arch"] == "inside" else Aligner(**config)
+    aligner = Inside(lm) if art["arch"] == "inside" else Aligner(**art["aligner"])
     aligner.load_state_dict(art["state"])
     return aligner.eval().requires_grad_(False)
 
@@ -348,14 +341,12 @@ def fixed_order(count, seed=0):
 
 
 def hold_out(texts):
-    """Split row indices into (kept, held out), 10% held out. Rows that share their first text stay together:
-    one NLI premise, or one English row translated into several languages."""
+    """Split row indices into (kept, held out), 10% held out; rows that share their first text stay together."""
     first = [text[0] for text in texts]
-    distinct = list(dict.fromkeys(first))
+    distinct, rows = list(dict.fromkeys(first)), range(len(texts))
     if len(distinct) < 10:
         raise UserError(f"{len(distinct)} distinct texts cannot be split; at least 10 are needed")
-    order = fixed_order(len(distinct))[: max(1, len(distinct) // 10)]
-    held, rows = {distinct[i] for i in order}, range(len(texts))
+    held = {distinct[i] for i in fixed_order(len(distinct))[: max(1, len(distinct) // 10)]}
     return [i for i in rows if first[i] not in held], [i for i in rows if first[i] in held]
 
 
@@ -376,10 +367,9 @@ def load_translated(info, lang, n=None, labelled=False, seed=0):
 
 def load_pairs(info, counts):
     """Load {language: number of pairs or None} -> (English texts, translations, language of each pair)."""
-    loaded = {lang: load_translated(info, lang, n) for lang, n in counts.items()}
-    english = [text for source, _, _ in loaded.values() for text in source]
-    target = [text for _, target, _ in loaded.values() for text in target]
-    return english, target, [lang for lang, pairs in loaded.items() for _ in pairs[0]]
+    pairs = {lang: load_translated(info, lang, n) for lang, n in counts.items()}
+    english, target = ([text for part in pairs.values() for text in part[i]] for i in (0, 1))
+    return english, target, [lang for lang, (source, _, _) in pairs.items() for _ in source]
 
 
 # Run folder: encoder/ and .pt files, plain dicts of tensors, numbers and strings -----------------
@@ -428,8 +418,7 @@ def load(path, kind):
 
 
 def describe(lang, method=None, arch="fc", via=None, **options):
-    """Return the fields that tell one aligner or head from another. method: by default langalign, or rev for
-    --arch inside. via: the languages whose pairs trained the aligner (default: lang)."""
+    """Return the fields that tell one aligner or head from another, with defaults filled in."""
     method = method or ("rev" if arch == "inside" else "langalign")
     if (
         method != "langalign"
@@ -455,8 +444,7 @@ def file_name(kind, lang, via, method, arch, n=None, residuals=False, seed=0):
 
 
 def find(out, kind, digest, **fields):
-    """Load the only aligner or head with the fields of `describe` (n None: any n). Raises UserError with the
-    command that makes it, or listing the files that fit."""
+    """Load the only file with these fields (None: any). Raises UserError with the command that makes it."""
     wanted = {name: value for name, value in fields.items() if value is not None}
     files = [load(path, kind) | {"path": path} for path in sorted(Path(out).glob(f"{kind}-*.pt"))]
     fits = [f for f in files if all(f.get(name) == value for name, value in wanted.items())]
@@ -476,8 +464,7 @@ def find(out, kind, digest, **fields):
 
 
 def load_pretrained(name, pool="mean", max_len=256, texts=("a",), **options):
-    """Return an Encoder, always in fp32, from a hub name or a folder, and try it on the longest of `texts`. Raises
-    UserError if that is not an encoder with padding, all its weights, and tokens for the texts."""
+    """Return an Encoder, in fp32, from a hub name or a folder, after a trial on the longest of `texts`."""
     flags = {"dtype": torch.float32, "output_loading_info": True, "trust_remote_code": False}
     logs = transformers.utils.logging  # its load report and bars are silenced, then set back
     level, bars = logs.get_verbosity(), logs.is_progress_bar_enabled()
@@ -530,20 +517,16 @@ def save_encoder(encoder, out, info):
         info["lm"] = digest_of(repr(chosen).encode())
     save(Path(out, "embed.pt"), "embed", **info)
     if RANK == 0:
-        # renamed last: after a crash in between, the digests in embed.pt do not match encoder/,
-        # and step 2 asks for step 1
+        # last: after a crash in between, the digests in embed.pt do not match encoder/
         shutil.rmtree(folder, ignore_errors=True)
         fresh.rename(folder)
 
 
 def load_encoder(out="runs", device="cpu", dtype=None, data=None, batch_tokens=None):
-    """Load the frozen Encoder and info (the contents of embed.pt) of a run folder; `data` overrides the data
-    root."""
+    """Load the frozen Encoder and info (contents of embed.pt) of a run folder; `data` overrides the data root."""
     info, folder = load(Path(out, "embed.pt"), "embed"), Path(out, "encoder")
-    found, files = digests_of(folder), info["files"]
-    for name in files | found:
-        if files.get(name) != found.get(name):
-            raise UserError(f"{folder / name}: changed since step 1; restore it, or rerun step 1")
+    if changed := sorted(name for name, _ in info["files"].items() ^ digests_of(folder).items()):
+        raise UserError(f"{folder / changed[0]}: changed since step 1; restore it, or rerun step 1")
     options = {"batch_tokens": batch_tokens, "digest": info["lm"]}
     encoder = load_pretrained(folder, info["pool"], info["max_len"], **options)
     encoder.eval().requires_grad_(False)
@@ -553,8 +536,7 @@ def load_encoder(out="runs", device="cpu", dtype=None, data=None, batch_tokens=N
 
 
 def cached(encoder, out, texts, progress="encode"):
-    """Return encode(encoder, texts), (N, D), but texts encoded before come from <out>/cache: n=20000 after
-    n=5000 encodes only 15,000 new pairs. An active Inside has a cache of its own."""
+    """Return encode(encoder, texts), (N, D), but texts encoded before come from <out>/cache."""
     name = f"{encoder.digest[:16]}-{str(encoder.lm.dtype)[6:]}"
     if encoder.inside:
         weights = encoder.inside.state_dict().values()
@@ -591,7 +573,7 @@ def one_line_error(message):
 
 
 def make_parser(doc, step):
-    """Return the parser with the flags that scripts share. doc: docstring. step: 1 to 3, or 4 for eval.py."""
+    """Return the parser with the flags that scripts share. step: 1 to 3, or 4 for eval.py."""
     raw = argparse.RawDescriptionHelpFormatter
     p = argparse.ArgumentParser(description=doc, formatter_class=raw, allow_abbrev=False)
     p.error, flag = one_line_error, p.add_argument

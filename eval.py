@@ -24,7 +24,7 @@ from common import read_texts, read_tsv, run, say, warn, write_atomic
 
 BOOTSTRAP = 10_000  # resamples behind a 95% interval
 CHUNK = 1_024  # lines that --predict labels at once: constant memory, order kept
-FIELDS = "lang", "via", "method", "arch", "n", "residuals"  # heads that agree differ in seed
+FIELDS = "lang", "via", "method", "arch", "n", "residuals", "seed"
 
 
 @torch.no_grad()
@@ -50,8 +50,7 @@ def bootstrap(gains, premises):
 
 
 def evaluate(lang, heads, encoder, embed, info, split="test"):
-    """Return one record per variant on a split of `lang`; heads that agree in FIELDS are one variant. Gains are
-    over heads[0], which must be the English head."""
+    """Return one record per head on a split of `lang`. Gains are over heads[0], which must be the English head."""
     texts, y = load_task(info, lang, split)
     width, seen = len(texts[0]), set()  # seen: all texts of the training files
     for name in f"{lang}/train.tsv", f"{lang}/translated.tsv", "en/train.tsv":
@@ -63,18 +62,12 @@ def evaluate(lang, heads, encoder, embed, info, split="test"):
     majority = (y.bincount().max() / len(y)).item()
     shared = {"lang": lang, "split": split, "rows": len(y), "leaks": leaks, "majority": majority}
     premises = np.unique([text[0] for text in texts], return_inverse=True)[1]  # (N,)
-    guesses = {}  # variant: [(S, N), ...]
+    records, english = [], None  # english: share of heads[0] that is right on each row, (N,)
     for head in heads:
-        variant = json.dumps([head[field] for field in FIELDS])
-        guess = logits_of(head, encoder, embed, texts).argmax(2)
-        guesses.setdefault(variant, []).append(guess)
-    records = []
-    for variant, guess in guesses.items():
-        hit = (torch.cat(guess) == y).double()  # (S, N)
-        if not records:
-            english = hit.mean(0)  # (N,)
+        hit = (logits_of(head, encoder, embed, texts).argmax(2) == y).double()  # (S, N)
+        english = hit.mean(0) if english is None else english
         gains = (hit.mean(0) - english).numpy()  # (N,)
-        record = dict(zip(FIELDS, json.loads(variant))) | shared | {"heads": len(hit)}
+        record = {field: head[field] for field in FIELDS} | shared | {"heads": len(hit)}
         record |= {"accuracy": hit.mean().item(), "gain": gains.mean()}
         record |= {"accuracy_std": hit.mean(1).std(correction=0).item()}
         records.append(record | {"interval": bootstrap(gains, premises)})
@@ -88,7 +81,7 @@ def load_head(out, encoder, lang, method=None, arch="fc", via=None, n=None, **op
 
 
 def load_classifier(out, lang, device="cpu", dtype=None, batch_tokens=None, **flags):
-    """Return classifier(texts) -> (labels, probabilities (N, C), the mean over seeds, one column per entry of
+    """Return classifier(texts) -> (labels, probabilities (N, C), means over seeds, in the order of
     classifier.head["labels"]). `flags` select the head as in load_head."""
     encoder, _ = load_encoder(out, device, dtype, batch_tokens=batch_tokens)
     head = load_head(out, encoder, lang, **flags)
@@ -160,7 +153,7 @@ def main():
         warn("heads of another LM or task are ignored; rerun step 3")
     heads = [head for head in heads if head["lang"] == args.lang or head["method"] == "english"]
     order = list(METHODS)
-    heads.sort(key=lambda h: (order.index(h["method"]), h["n"] or 0, h["residuals"]))
+    heads.sort(key=lambda h: (order.index(h["method"]), h["n"] or 0, h["residuals"], h["seed"]))
     if not heads or heads[0]["method"] != "english":
         make = f"python step3_head.py --lang {args.lang} --out {args.out}"
         raise UserError(f"{args.out}: no English head; run: {make}")
@@ -171,6 +164,7 @@ def main():
     say(f"{'':32}     n  heads  accuracy    +-  points over english [95%]")
     for r in records:
         name = f"  {r['method']} {r['arch'] or ''}{' residuals' * r['residuals']}"
+        name += f" seed {r['seed']}" if r["seed"] else ""
         std, gain, low, high = (100 * v for v in (r["accuracy_std"], r["gain"], *r["interval"]))
         line = f"{name:30}{r['n'] or '-':>7}{r['heads']:7}{r['accuracy']:10.2%}{std:6.2f}"
         line += f"  {gain:+6.2f} [{low:+.2f}, {high:+.2f}]" if r is not records[0] else ""

@@ -94,6 +94,7 @@ def main():
     if method in ("langalign", "rev"):
         names = "via", "method", "arch", "n", "seed"
         art = find(args.out, "align", encoder.digest, **{name: fields[name] for name in names})
+        fields["n"] = art["n"]
     say(f"step 3 | {machine} | {args.seeds} linear heads, LM and A frozen")
     texts, y, dev_texts, dev_y = load_english(info)
     x, dev_x = cache([*texts, *dev_texts]).split([len(texts), len(dev_texts)])
@@ -102,9 +103,9 @@ def main():
     shared = {"classes": len(info["labels"]), "seeds": seeds, "l2": args.l2}
 
     # The baseline of every table
-    english = train_heads(x.to(device), y, **shared)
+    heads = train_heads(x.to(device), y, **shared)
     baseline = describe("", "english", seed=args.seed, residuals=False, n=None)
-    save_heads(args.out, english, dev_x, dev_y, len(x), baseline, **more)
+    save_heads(args.out, heads, dev_x, dev_y, len(x), baseline, **more)
 
     residuals = None
     if method == "english":
@@ -127,14 +128,11 @@ def main():
     else:  # translated, or mixed: plus the untranslated English rows
         source, target, target_y = load_translated(info, args.lang, args.n, labelled=True)
         fields["n"] = len(target)
-        rest = [i for i, text in enumerate(texts) if text not in set(source)]
-        rest = rest if method == "mixed" else []
+        translated = set(source if method == "mixed" else texts)
+        rest = [i for i, text in enumerate(texts) if text not in translated]
         x, y = torch.cat([cache(target), x[rest]]), torch.cat([target_y, y[rest]])
-    if art:
-        fields["n"], more["pairs"] = art["n"], art["pairs"]
-    heads = (
-        english if method == "rev" else train_heads(x.to(device), y, residuals=residuals, **shared)
-    )
+    if method != "rev":
+        heads = train_heads(x.to(device), y, residuals=residuals, **shared)
     save_heads(args.out, heads, dev_x, dev_y, len(x), fields, **more)
 
 
