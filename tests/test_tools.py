@@ -1,20 +1,14 @@
-"""The data tools: convert.py, prepare.py on sources made here, translate.py on tiny random models."""
+"""The data tools: convert.py, translate.py on tiny random models."""
 
 import contextlib
-import csv
-import http.server
 import io
 import json
 import os
 import random
 import re
 import sys
-import threading
-import time
 import unicodedata
-import zipfile
 from functools import partial
-from multiprocessing.pool import ThreadPool
 from pathlib import Path
 
 import pytest
@@ -27,7 +21,7 @@ from tokenizers import processors
 sys.path.insert(1, str(ROOT / "data"))
 
 import common
-from data import convert, experiments, plot, prepare, translate
+from data import convert, experiments, plot, translate
 
 
 def refuse(main, *args, match):
@@ -152,7 +146,6 @@ RUN = "--out r --lang ko "
         (experiments, RUN + "--n 20 0", b"", "--n 0: give 1 or more"),
         (experiments, "--table" + 11 * " r", b"[]", "11 run folders: give 10 at most"),
         (experiments, "--table r", b"[{", "r/experiments.json: damaged; delete it"),
-        (prepare, "nusax --lang jv --root in.csv", b"", "--root in.csv: a file; give a folder"),
     ],
 )
 def test_mistakes(tmp_path, monkeypatch, tool, args, content, match):
@@ -175,203 +168,6 @@ def test_means_over_ten_runs_and_their_interval(tmp_path, capsys):
     assert f"50   10     50.00  +4.50       +- {half:.2f}" in capsys.readouterr().out
     plot.main([*folders, "--out", str(tmp_path / "a.svg")])
     assert "fc +4.5<" in (tmp_path / "a.svg").read_text()
-
-
-# prepare.py
-KINDS = ("entailment", "neutral", "contradiction")
-GOLD = "gold_label sentence1 sentence2"
-
-
-def pairs(lang, numbers, *more):
-    """Rows label, premise, hypothesis: row i says i, and its label follows from i."""
-    return [[KINDS[i % 3], f'{lang} {i} "a"', f"{lang} {i} b", *more] for i in numbers]
-
-
-class World:
-    """A folder `raw` of tiny source files, whose counts take the place of the real ones in SOURCES."""
-
-    def __init__(self, tmp_path, monkeypatch):
-        self.tmp, self.raw, self.patch = tmp_path, tmp_path / "raw", monkeypatch
-        for name, source in prepare.SOURCES.items():
-            monkeypatch.setitem(prepare.SOURCES, name, source._replace(files={}))
-        for split, n in (("train", 0), ("valid", 60), ("test", 80)):
-            for lang, ids in (("english", range(n, n + 9)), ("javanese", range(n + 8, n - 1, -1))):
-                rows = [[str(i), f'{lang}, "{i}"', ("positive", "neutral")[i % 2]] for i in ids]
-                self.put(f"NusaX {lang}", f"{lang}/{split}.csv", "id text label", rows)
-        for split, n in (("dev", 100), ("test", 200)):
-            rows = [*pairs("en", range(n, n + 3), "en"), ["-", "no", "label", "en"], ["-"] * 4]
-            self.put("XNLI", f"XNLI-1.0/xnli.{split}.tsv", GOLD + " language", rows)
-            rows = [*pairs("영", range(n, n + 3)), "---"]
-            self.put("KorXNLI", f"xnli.{split}.ko.tsv", GOLD, rows)
-        self.put("MNLI", "MNLI/train.tsv", GOLD, pairs("en", [*range(10), 100, 11]))
-        self.put("KorNLI", "multinli.train.ko.tsv", GOLD, pairs("영", [*range(11), 200]))
-        for split, n in (("train", 300), ("valid", 400), ("test", 500)):
-            columns, rows = "label sentence1 sentence2", pairs("ja", range(n, n + 3))
-            self.put("JNLI", f"{split}-v1.3.json", columns, rows)
-        both = enumerate(zip(pairs("en", range(12)), pairs("ja", range(12))))
-        rows = [[*en, *ja[1:], ("train", "test")[i // 9]] for i, (en, ja) in both]
-        self.put("JSICK", "jsick.tsv", prepare.SOURCES["JSICK"].columns, rows)
-        use = ("train", "dev", "test")
-        rows = [[f"{i}", f"{1 - i % 3}", f"部屋{i}", "{}", use[i // 6]] for i in range(18)]
-        self.put("JRTE", "pn.tsv", "", rows)
-        for split, numbers in (("train", range(9)), ("dev", range(8, 12))):
-            rows = [[f"film {i}", str(i % 2)] for i in numbers]
-            self.put("SST-2", f"SST-2/{split}.tsv", "sentence label", rows)
-
-    def put(self, name, file, header, rows):
-        """Write a source file in the form that its name tells, and set its count."""
-        source, columns, out = prepare.SOURCES[name], header.split(), io.StringIO()
-        if file.endswith(".json"):
-            out.writelines(json.dumps(dict(zip(columns, row))) + "\n" for row in rows)
-        elif file.endswith(".csv"):
-            csv.writer(out).writerows([columns, *rows])
-        else:
-            out.writelines("\t".join(row) + "\n" for row in [columns, *rows] if row)
-        path = self.raw / (Path(source.url).name if source.url.endswith(".zip") else file)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if path.suffix == ".zip":
-            with zipfile.ZipFile(path, "a") as archive:
-                archive.writestr(file, out.getvalue())
-        else:
-            path.write_text(unicodedata.normalize("NFD", out.getvalue()), encoding="utf-8")
-        files = {**source.files, file: len(rows)}
-        self.patch.setitem(prepare.SOURCES, name, source._replace(files=files))
-
-    def args(self, task, lang, *more):
-        return [task, "--lang", lang, "--root", str(self.tmp / "real"), *map(str, more)]
-
-
-@pytest.fixture
-def world(tmp_path, monkeypatch):
-    return World(tmp_path, monkeypatch)
-
-
-@pytest.mark.parametrize(
-    "task, lang, counts",
-    [
-        ("nusax", "jv", {"train": 9, "dev": 9, "test": 9, "translated": 9}),
-        ("nli", "ko", {"dev": 3, "test": 3, "translated": 10}),
-        ("xnli", "ko", {"dev": 1, "test": 2, "translated": 3}),
-        ("nli", "ja", {"train": 3, "dev": 3, "test": 3, "translated": 9}),
-        ("sentiment", "ja", {"train": 4, "dev": 4, "test": 4}),
-    ],
-)
-def test_each_kind_of_source(world, capsys, task, lang, counts):
-    prepare.main(world.args(task, lang, "--raw", world.raw))
-    out, folder = capsys.readouterr().out, world.tmp / "real" / task
-    assert {path.stem: len(table(path)) - 1 for path in (folder / lang).iterdir()} == counts
-    assert len(table(folder / "en/train.tsv")) == {"nusax": 10, "nli": 12, "xnli": 4}.get(task, 9)
-    assert "licence of" in out and "next: python step1_embed.py" in out
-    text = "".join(path.read_text(encoding="utf-8") for path in folder.rglob("*.tsv"))
-    assert unicodedata.is_normalized("NFC", text)
-    kinds = ("positive", "neutral") if task == "nusax" else KINDS
-    for label, *texts in table(folder / lang / "translated.tsv")[1:] if task != "sentiment" else ():
-        numbers = {int(re.search(r"\d+", text)[0]) for text in texts}
-        assert len(numbers) == 1 and len(texts) == (2 if task == "nusax" else 4)  # side by side
-        assert label == kinds[numbers.pop() % len(kinds)]
-    assert ("translated.tsv: 10 rows, less 2" in out) == ((task, lang) == ("nli", "ko"))
-
-
-@pytest.mark.parametrize(
-    "file, old, new, match",
-    [
-        ("train.csv", b"3,", b"3,3,", r"train.csv:\d+: not as many cells as the header"),
-        ("train.csv", b"positive", b"good", "label 'good', not one of positive neutral"),
-        ("test.csv", b"id,", b"no,", "test.csv:1: no column 'id' in the header"),
-        ("train.csv", b"neutral", b"positive", "row 8: english.* says neutral, .*says positive"),
-    ],
-)
-def test_a_changed_source_is_one_line_and_nothing_is_written(world, file, old, new, match):
-    path = world.raw / "javanese" / file
-    path.write_bytes(path.read_bytes().replace(old, new, 1))
-    refuse(prepare.main, *world.args("nusax", "jv", "--raw", world.raw), match=match)
-    assert path.exists() and not (world.tmp / "real").exists()
-
-
-class Handler(http.server.BaseHTTPRequestHandler):
-    """Serves server.files; cut: sends only so many bytes; pause: seconds a byte; location: redirects."""
-
-    def do_GET(self):
-        body, server = self.server.files[self.path], self.server
-        start = int(self.headers.get("Range", "bytes=0-")[6:-1])
-        server.log.append((self.path, start))
-        self.send_response(302 if server.location else 206 if start else 200)
-        self.send_header("Location", server.location)
-        self.send_header("Content-Range", f"bytes {start}-{len(body) - 1}/{len(body)}")
-        self.send_header("Content-Length", str(len(body) - start))
-        self.end_headers()
-        with contextlib.suppress(ConnectionError):
-            for i in range(start, len(body[: server.cut])):
-                self.wfile.write(body[i : i + 1])
-                time.sleep(server.pause)
-
-    def log_message(self, *args):
-        pass
-
-
-@pytest.fixture
-def server(world):
-    """The files of `world`, at the URLs of SOURCES."""
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.log, server.cut, server.pause, server.location = [], None, 0, ""
-    server.files = {f"/{p.relative_to(world.raw)}": p.read_bytes() for p in world.raw.rglob("*.*")}
-    for name, source in prepare.SOURCES.items():
-        last = Path(source.url).name if source.url.endswith(".zip") else ""
-        url = f"http://127.0.0.1:{server.server_port}/{last}"
-        world.patch.setitem(prepare.SOURCES, name, source._replace(url=url))
-    threading.Thread(target=server.serve_forever, args=[0.01], daemon=True).start()
-    yield server
-    server.shutdown()
-    server.server_close()
-
-
-def test_a_cut_download_goes_on_and_a_whole_one_is_kept(world, server):
-    args = world.args("sentiment", "ja", "--cache", world.tmp / "c")
-    whole, server.cut = server.files["/SST-2.zip"], 40
-    refuse(prepare.main, *args, match=rf"zip: cut at 40 of {len(whole)} .*the same command again")
-    assert (world.tmp / "c/SST-2.zip.part").read_bytes() == whole[:40]
-    server.cut = None
-    prepare.main(args)
-    assert server.log[:2] == [("/SST-2.zip", 0), ("/SST-2.zip", 40)]
-    assert (world.tmp / "c/SST-2.zip").read_bytes() == whole
-    prepare.main(args)
-    assert len(server.log) == 3
-
-
-@pytest.mark.parametrize(
-    "name, spoil, match",
-    [
-        ("SST-2.zip", lambda good: b"<html>sign in first</html>", "unreadable .File is not a zip"),
-        ("SST-2.zip", lambda good: good.replace(b"\x14\0\0", b"\x14\0\1"), "unread.*encrypted"),
-        ("pn.tsv", lambda good: good * 2, "36 rows, not the 18 of JRTE"),
-    ],
-)
-def test_a_bad_download_is_named_and_deleted(world, server, name, spoil, match):
-    good, args = server.files, world.args("sentiment", "ja", "--cache", world.tmp / "c")
-    server.files = {**good, f"/{name}": spoil(good[f"/{name}"])}
-    told = f"{name}: {match}.*{name} is deleted, the same command gets it again"
-    refuse(prepare.main, *args, match=told)
-    assert not (world.tmp / "c" / name).exists() and not (world.tmp / "real").exists()
-    server.files = good
-    prepare.main(args)
-
-
-def test_a_server_that_trickles_or_leaves_https_is_an_error(world, server):
-    args = world.args("nusax", "jv", "--cache", world.tmp / "c")
-    server.location = "http://example.com/train.csv"
-    refuse(prepare.main, *args, match="redirects to http://example.com/.* which is not https")
-    server.location, server.pause = "", 0.05
-    world.patch.setattr(prepare, "PATIENCE", 0.2)
-    refuse(prepare.main, *args, match="train.csv: fewer than 1,000 bytes a second")
-
-
-def test_of_two_commands_at_once_one_downloads(world, server):
-    server.pause, roots = 0.0001, [str(world.tmp / name) for name in ("one", "two")]
-    args = world.args("nusax", "jv", "--cache", world.tmp / "c", "--root")
-    with ThreadPool(2) as pool:
-        pool.map(lambda root: prepare.main([*args, root]), roots)
-    assert [len(table(Path(root, "nusax/jv/translated.tsv"))) for root in roots] == [10, 10]
-    assert len(server.log) == 6
 
 
 # translate.py
