@@ -3,10 +3,10 @@
     python data/prepare.py nusax --lang jv
     python data/prepare.py sib200 --lang quy_Latn --raw sib-200/data/annotated    # no network
 
-Reads    the files of data/sources.tsv, downloaded into --cache or found in --raw by the same names.
+Reads    the files of data/sources.txt, downloaded into --cache or found in --raw by the same names.
 Writes   <root>/<task>/<en or lang>/{train,dev,test}.tsv, <root>/<task>/<lang>/translated.tsv, as far as
          the sources go, once every check has passed. English files do not depend on --lang.
-Expect   the row counts below and in data/sources.tsv; it counts what it drops.
+Expect   the row counts below and in data/sources.txt; it counts what it drops.
 
 task       --lang               English train   other train / dev / test   translated.tsv
 nusax      jv and ten more                500   500 / 100 / 400            500, by people
@@ -36,8 +36,8 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from common import PAIRS, ROWS, UserError, fixed_order, run, write_atomic
 
-# A new source needs a line in sources.tsv (data/README.md explains its columns) and a task below.
-with open(Path(__file__).with_name("sources.tsv"), encoding="utf-8") as table:
+# A new source needs a line in sources.txt (data/README.md explains its columns) and a task below.
+with open(Path(__file__).with_name("sources.txt"), encoding="utf-8") as table:
     SOURCES = {source["name"]: source for source in csv.DictReader(table, delimiter="\t")}
 LABELS = """positive neutral negative entailment contradiction
     entertainment geography health politics science/technology sports travel"""
@@ -208,7 +208,7 @@ def hold_out(files, lang):
 def read_source(folder, download, name, file, only=()):
     """Return {key: (label, text, ...)} of a file, only of rows with a `by` in `only` if that is given.
 
-    Raises UserError if the file is not what sources.tsv says, and deletes it if it was downloaded.
+    Raises UserError if the file is not what sources.txt says, and deletes it if it was downloaded.
     """
     source = SOURCES[name]
     zipped = source["url"].endswith(".zip")

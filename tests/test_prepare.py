@@ -37,7 +37,7 @@ def reviews(lang, numbers, labels):
 
 
 class World:
-    """A folder `raw` of tiny source files, whose row counts replace those of sources.tsv."""
+    """A folder `raw` of tiny source files, whose row counts replace those of sources.txt."""
 
     def __init__(self, tmp_path, monkeypatch):
         self.raw, self.root = tmp_path / "raw", tmp_path / "real"
