@@ -46,8 +46,7 @@ def decode(raw, path, encoding):
         return text
     except (LookupError, UnicodeError) as err:
         line = raw.count(b"\n", 0, getattr(err, "start", 0)) + 1
-        known = "utf-16-le, cp949 (Korean), cp932 (Japanese), gb18030 (Chinese), cp1252 (Western)"
-        how = f"save the table as CSV UTF-8, or set --encoding: {known}"
+        how = "save the table as CSV UTF-8, or set --encoding, such as cp949 or utf-16-le"
         raise UserError(f"{path}:{line}: not {encoding} text; {how}")
 
 
@@ -58,13 +57,13 @@ def read_json(text, path):
     try:
         records = json.loads(text, parse_int=str, parse_float=str)
         return list(dict.fromkeys(name for record in records for name in dict(record))), records
-    except ValueError as err:
-        what = f"no objects with column names, one per line or in one list ({err})"
-        raise UserError(f"{path}:{getattr(err, 'lineno', 1)}: {what}")
+    except (TypeError, ValueError) as err:
+        line, what = getattr(err, "lineno", 1), "not objects, one per line or in one list"
+        raise UserError(f"{path}:{line}: {what} ({err})")
 
 
 def csv_rows(lines, mark, quoting):
-    """Return [(first line, cells)] of the rows that are not empty. A broken row, the last, has no cells."""
+    """Return [(first line, cells)] of the rows that are not empty. A broken row ends it, without cells."""
     reader, rows, start = csv.reader(lines, delimiter=mark, **quoting), [], 1
     try:
         for cells in reader:
@@ -73,35 +72,36 @@ def csv_rows(lines, mark, quoting):
             start = reader.line_num + 1
     except csv.Error:
         rows.append((start, []))
-    return rows
+    return rows or [(1, [])]
 
 
 def read_csv(text, path, names):
     """Return (columns, [{column: cell}]) by the delimiter and the quoting that fit best.
 
-    They find the most names in the header, have no row of another width or the latest, and lose the
-    fewest rows: a text that begins with a lone " would swallow all rows up to the next ". Rows are lost
-    if more lines than rows are rows by themselves: as wide as the header, with a label of the file.
+    They find the most names in the header, have the first row of another width as late as possible, and
+    lose the fewest rows: a text that begins with a lone " would swallow all rows up to the next ". Lines
+    that by themselves are rows, with a label of the file, are not to be more than the rows.
     """
     csv.field_size_limit(max(131_072, len(text)))  # a text may be longer than Python's limit
-    lines, marks, fits = list(io.StringIO(text, newline="")), ",\t;|", []
+    lines, marks, best = list(io.StringIO(text, newline="")), ",\t;|", ()
     if sep := re.match(r"sep=(.)\s", text):  # a line that Excel writes and hides
         lines[0], marks = "\n", sep[1]
     for mark, quoting in product(marks, QUOTING):
-        (_, header), *rows = csv_rows(lines, mark, quoting) or [(1, [])]
-        columns = [" ".join(cell.split()) for cell in header]
+        rows = csv_rows(lines, mark, quoting)
+        columns = [" ".join(cell.split()) for cell in rows[0][1]]
         bad = [start for start, cells in rows if len(cells) != len(columns)] + [len(lines) + 1]
-        lost = 0
-        if {*names} <= {*columns, None} and len(bad) == 1:
-            place = columns.index(names[0]) if names[0] else 0
+        found, lost = len({*names} & {*columns}), 0
+        if found == len({*names} - {None}) and len(bad) == 1:
+            place = columns.index(names[0] or names[1])
             labels = {cells[place] for _, cells in rows} - {""}
             parts = [line.strip("\r\n").split(mark) for line in lines]
-            parts = [cells[place].strip('"') for cells in parts if len(cells) == len(columns)]
-            lost = max(0, sum(label in labels or not names[0] for label in parts) - len(rows) - 1)
-        score = len({*names} & {*columns}), bad[0], -lost, len(columns), -len(fits)
-        fits.append((score, columns, rows, quoting))
-    (found, bad, lost, *_), columns, rows, quoting = max(fits, key=lambda fit: fit[0])
-    if bad <= len(lines):
+            parts = [cells[place] for cells in parts if len(cells) == len(columns)]
+            lost = max(0, sum(not names[0] or part in labels for part in parts) - len(rows))
+        score = found, bad[0], -lost, len(columns)
+        if not best or score > best[0]:
+            best = score, columns, rows, quoting
+    (_, bad, lost, _), columns, rows, quoting = best
+    if bad <= len(lines) and {*names} <= {*columns, None}:
         what = f"not the {len(columns)} cells of the header, or a quote that does not end"
         raise UserError(f"{path}:{bad}: {what}; correct that line")
     if lost:
@@ -109,7 +109,7 @@ def read_csv(text, path, names):
         warn(f"{path}:{start}: a quoted cell holds lines that look like rows; check its quotes")
     elif quoting is not QUOTING[0]:
         print(f"note: the quotes in {path} are not CSV's; check how texts with quotes came out")
-    return columns, [dict(zip(columns, cells)) for _, cells in rows]
+    return columns, [dict(zip(columns, cells)) for _, cells in rows[1:]]
 
 
 def clean(value):
@@ -119,7 +119,7 @@ def clean(value):
 
 
 def read(path, encoding, names):
-    """Return [[label, text, ...]]. A label in a list of one, in JSON or as pandas writes it, is that label."""
+    """Return [[label, text, ...]]. A label in a list of one, as JSON or pandas write it, is that label."""
     text = decode(path.read_bytes(), path, encoding)
     is_json = re.match(r'\s*(\[\s*)?\{\s*"', text) or path.suffix in (".json", ".jsonl", ".ndjson")
     columns, records = read_json(text, path) if is_json else read_csv(text, path, names)
@@ -131,81 +131,71 @@ def read(path, encoding, names):
     for number, record in enumerate(records, 1):
         where = f"{path}: {'object' if is_json else 'row'} {number}"
         values = [record.get(name) for name in names]
-        cells = [clean(value) for value in values]
-        kinds = [dict] + [(dict, list)] * (len(names) - 1)
-        if any(map(isinstance, values, kinds)) or re.search("[\0\ud800-\udfff]", "".join(cells)):
-            what = "holds an object, a list, a NUL or half an emoji (\\ud800 to \\udfff)"
-            raise UserError(f"{where} {what}; put whole text there")
-        if re.fullmatch(r"\[.*\]", cells[0]):
-            parts = re.findall(r"""'[^']*'|"[^"]*"|[^\s,;|]+""", cells[0][1:-1]) or [""]
+        label, *texts = [clean(value) for value in values]
+        nested = isinstance(values[0], dict) or any(isinstance(v, (dict, list)) for v in values[1:])
+        if nested or re.search("[\0\ud800-\udfff]", "".join([label, *texts])):
+            what = "an object, a list, a NUL or half an emoji (\\ud800 to \\udfff)"
+            raise UserError(f"{where} holds {what}; replace it by plain text")
+        if re.fullmatch(r"\[.*\]", label):
+            parts = re.findall(r"""'[^']*'|"[^"]*"|[^\s,;|]+""", label[1:-1]) or [""]
             if len(parts) > 1:
-                raise UserError(f"{where}: several labels per row: {cells[0][:60]}; keep one")
-            cells[0] = clean(parts[0].strip("'\""))
-        rows.append(cells)
+                raise UserError(f"{where}: several labels per row: {label[:60]}; keep one per row")
+            label = clean(parts[0].strip("'\""))
+        rows.append([label, *texts])
     return rows
 
 
 def canonical(label):
-    """Return one spelling of labels that are the same number or truth value, None for another label.
-
-    1, 1.0, +1 and 01 are '1', True is 'true'. `select` uses it if it spells all labels of the file.
-    """
+    """Return the one spelling of a label: 1, 1.0, +1 and 01 are '1', True is 'true'. Words stay."""
     if re.fullmatch(r"[+-]?\d+\.?\d*", label):
         return f"{(Decimal(label) + 0).normalize():f}"
-    return label.casefold() if label.casefold() in ("true", "false") else None
+    return label.casefold() if label.casefold() in ("true", "false") else label
 
 
 def check_labels(names, path):
-    """Raises UserError if `names`, {label: its new name}, hold several labels in one, or look-alikes."""
+    """Raises UserError if names, {label: new name}, hold several labels in one, or names that look alike."""
     parts = {label: {part.strip() for part in re.split("[,;|/]", label)} for label in names}
     seen = Counter(part for found in parts.values() for part in found)
     for label, found in parts.items():
         if len(found) > 1 and min(seen[part] for part in found) > 1:
             raise UserError(f"{path}: several labels per row, such as {label!r}; keep one per row")
-    first = {}
-    looks = {
-        name: "".join(unicodedata.normalize("NFKC", name).casefold().split())
-        for name in names.values()
-    }
-    alike = {label: first.setdefault(looks[name], name) for label, name in names.items()}
+    first, alike = {}, {}
+    for label, name in names.items():
+        look = "".join(unicodedata.normalize("NFKC", name).casefold().split())  # as step 1 compares
+        alike[label] = first.setdefault(look, name)
     if alike != names:
         flag = shlex.quote(",".join(f"{label}={name}" for label, name in alike.items()))
-        raise UserError(f"{path}: labels look alike; make them one by --rename {flag}")
+        raise UserError(f"{path}: labels look alike; make them one by --rename={flag}")
 
 
-def select(rows, names, rename, path):
+def select(cells, names, rename, path):
     """Return ([(label, text, ...)], {reason: Counter of what was dropped})."""
-    header, kept, dropped = [clean(name) for name in names], [], defaultdict(Counter)
-    for cells in rows:
-        needed = cells if names[0] and cells[0] not in rename else cells[1:]
-        if cells == header:
+    header, kept, dropped, rows = [clean(name) for name in names], [], defaultdict(Counter), {}
+    for label, *texts in cells:
+        needed = [label, *texts] if names[0] and label not in rename else texts
+        if [label, *texts] == header:
             dropped["that repeat the header"]["header"] += 1
         elif lost := [cell for cell in needed if cell in MISSING]:
             dropped["without a text or label"][lost[0]] += 1
         else:
-            kept.append(cells)
-    labels = Counter(label for label, *_ in kept)
-    if all(map(canonical, labels)):
-        if changed := [label for label in labels if canonical(label) != label]:
-            warn(f"labels of the same number are one: {changed[0]!r} is {canonical(changed[0])!r}")
-        kept = [(canonical(label), *texts) for label, *texts in kept]
-        labels = Counter(label for label, *_ in kept)
-        rename = {canonical(old) or old: new for old, new in rename.items()}
+            kept.append((label, *texts))
+    spellings = Counter(map(canonical, {label for label, *_ in kept}))
+    if several := [label for label, count in spellings.items() if count > 1]:
+        warn(f"labels that are the same number, or true or false, become one: {several}")
+    labels = Counter(canonical(label) for label, *_ in kept)
     if lost := [old for old in rename if old not in labels]:
         raise UserError(f"--rename: no label {lost[0]!r} in {path}; it has {quoted(labels)}")
-    names = rename or {label: label for label, _ in labels.most_common()}
-    check_labels(names, path)
-
-    done = {}
+    new_names = rename or {label: label for label, _ in labels.most_common()}
+    check_labels(new_names, path)
     for label, *texts in kept:
-        row = (names.get(label), *texts)
-        if label not in names:
+        name = new_names.get(canonical(label))
+        if name is None:
             dropped["whose label --rename does not name"][label] += 1
-        elif row in done:
+        elif (name, *texts) in rows:
             dropped["that equal an earlier row"][texts[0]] += 1
         else:
-            done[row] = None
-    return list(done), dropped
+            rows[name, *texts] = None
+    return list(rows), dropped
 
 
 def split(rows, share):
@@ -224,10 +214,11 @@ def quoted(counts):
 
 def renames(text):
     """Return "1=negative,5=positive" as a dict, for argparse."""
-    return {clean(old): clean(new) for old, new in (item.split("=") for item in text.split(","))}
+    items = [item.split("=") for item in text.split(",")]
+    return {canonical(clean(old)): clean(new) for old, new in items}
 
 
-def get_args(argv=None):
+def main(argv=None):
     raw = argparse.RawDescriptionHelpFormatter
     p = argparse.ArgumentParser("data/convert.py", description=__doc__, formatter_class=raw)
     flag = p.add_argument
@@ -242,36 +233,25 @@ def get_args(argv=None):
     flag("--split", type=float, default=0, help="share of the texts for dev.tsv (default: 0)")
     flag("--encoding", help="such as cp949 (default: UTF-8, or UTF-16 by its byte order mark)")
     flag("--force", action="store_true", help="replace existing files")
-    return p.parse_args(argv)
+    args = p.parse_args(argv)
 
-
-def main(argv=None):
-    args = get_args(argv)
-    header = [name for name in COLUMNS if name == "label" or getattr(args, name)]
+    header = [
+        name for name in COLUMNS if getattr(args, name) or (name, args.label) == ("label", None)
+    ]
     names = [getattr(args, name) for name in header]  # their names in the file
-    files, forms = ("train.tsv", "dev.tsv", "test.tsv"), ROWS
-    if args.translation or args.translation_b:
-        files, forms = ("translated.tsv",), PAIRS
-    paths = [args.out, args.out.with_name("dev.tsv")] if args.split else [args.out]
-    out, task, lang = args.out, args.out.parent.parent.name, args.out.parent.name
-    if not args.file.is_file():
-        raise UserError(f"{args.file}: no such file")
-    if (
-        " ".join(header) not in forms
-        or not (args.label or args.translation)
-        or len({*names}) < len(names)
-    ):
+    forms = {"train.tsv": ROWS, "dev.tsv": ROWS, "test.tsv": ROWS, "translated.tsv": PAIRS}
+    out, folder, lang = args.out, args.out.parent.parent, args.out.parent.name
+    paths = [out, out.with_name("dev.tsv")] if args.split else [out]
+    if not folder.name or " ".join(header) not in forms.get(out.name, ()):
+        files = "{train,dev,test}.tsv, or translated.tsv for --translation (and -b after --text-b)"
+        raise UserError(f"--out {out}: expected <root>/<task>/<lang>/{files}")
+    if len({*names}) < len(names) or not (args.label or (args.translation and not args.rename)):
         raise UserError(
-            "the flags must name different columns: --label --text, with --text-b for pairs, --translation of each"
+            "--label and --text must name two columns; only --translation needs no --label"
         )
-    if (
-        not task
-        or out.name not in files
-        or (args.split and out.name != "train.tsv")
-        or not 0 <= args.split < 1
-    ):
+    if not 0 <= args.split < 1 or (args.split and out.name != "train.tsv"):
         raise UserError(
-            f"--out {out}: expected <root>/<task>/<lang>/{' or '.join(files)}; --split 0.1 goes with train.tsv"
+            f"--split {args.split:g}: expected a share such as 0.1, and --out .../train.tsv"
         )
     for path in paths:
         if path.exists() and not args.force:
@@ -279,28 +259,22 @@ def main(argv=None):
 
     cells = read(args.file, args.encoding, names)
     rows, dropped = select(cells, names, args.rename, args.file)
-    reasons = [f"{sum(c.values()):,} {why} ({quoted(c)})" for why, c in dropped.items()]
+    reasons = [f"dropped {sum(c.values()):,} {why}: {quoted(c)}" for why, c in dropped.items()]
     parts = split(rows, args.split) if args.split else [rows]
     if not all(parts):
-        why = f"{len(rows):,} of {len(cells):,} rows are left, dropped " + "; ".join(reasons)
-        raise UserError(f"{args.file}: too few rows: {why}")
+        left = "; ".join([f"{len(rows):,} of {len(cells):,} rows are left", *reasons])
+        raise UserError(f"{args.file}: too few rows: {left}")
     for path, part in zip(paths, parts):
         write_atomic(path, "".join("\t".join(row) + "\n" for row in [header, *part]).encode())
 
-    print(f"convert | {args.file}: {len(cells):,} rows")
-    for reason in reasons:
-        print(f"dropped {reason}")
     labels = Counter(row[0] for row in rows)
-    print(f"labels: {quoted(labels)}")
-    for path, part in zip(paths, parts):
-        print(f"-> {path}: {len(part):,} rows")
-    scores = len(labels) > 10 and all(map(canonical, labels)) and "." in "".join(labels)
-    if args.label and (
-        scores or len(labels) > max(2, len(rows) / 10) or len(max(labels, key=len)) > 60
-    ):
-        warn(
-            f"{len(labels):,} classes in {len(rows):,} rows; is --label the label's column? scores and free text are no classes"
-        )
+    files = [f"-> {path}: {len(part):,} rows" for path, part in zip(paths, parts)]
+    print(f"convert | {args.file}: {len(cells):,} rows", *reasons, sep="\n")
+    print(f"labels: {quoted(labels)}", *files, sep="\n")
+    scores = len(labels) > 10 and all(re.fullmatch(r"-?\d*\.?\d+", label) for label in labels)
+    if len(labels) > len(rows) / 10 + 2 or (scores and "." in "".join(labels)):
+        what = f"{len(labels):,} classes in {len(rows):,} rows"
+        warn(f"{what}; is --label the label's column? Scores, ids and free text are no classes")
     step = (
         f"step2_align.py --lang {lang}"
         if out.name == "translated.tsv"
@@ -308,8 +282,10 @@ def main(argv=None):
     )
     if lang == "en":
         model = "--model intfloat/multilingual-e5-small --lr 1e-4"
-        step = f"step1_embed.py {model} --data {shlex.quote(str(out.parents[2]))} --task {task}"
-    print(f"next: python {step} --out runs/{task}")
+        step = (
+            f"step1_embed.py {model} --data {shlex.quote(str(folder.parent))} --task {folder.name}"
+        )
+    print(f"next: python {step} --out runs/{folder.name}")
 
 
 if __name__ == "__main__":
