@@ -152,20 +152,17 @@ def canonical(label):
     return label.casefold() if label.casefold() in ("true", "false") else label
 
 
-def check_labels(names, path):
-    """Raises UserError if names, {label: new name}, hold several labels in one, or names that look alike."""
-    parts = {label: {part.strip() for part in re.split("[,;|/]", label)} for label in names}
+def check_labels(labels, names, path):
+    """Raises UserError if the file's labels look like several in one, or the new names look alike."""
+    parts = {label: {part.strip() for part in re.split("[,;|/]", label)} for label in labels}
     seen = Counter(part for found in parts.values() for part in found)
     for label, found in parts.items():
         if len(found) > 1 and min(seen[part] for part in found) > 1:
             raise UserError(f"{path}: several labels per row, such as {label!r}; keep one per row")
-    first, alike = {}, {}
-    for label, name in names.items():
-        look = "".join(unicodedata.normalize("NFKC", name).casefold().split())  # as step 1 compares
-        alike[label] = first.setdefault(look, name)
-    if alike != names:
-        flag = shlex.quote(",".join(f"{label}={name}" for label, name in alike.items()))
-        raise UserError(f"{path}: labels look alike; make them one by --rename={flag}")
+    looks = ["".join(unicodedata.normalize("NFKC", name).casefold().split()) for name in names]
+    if len({*looks}) < len(looks):
+        how = "make them one, and name those to keep, such as --rename Good=good,good=good,bad=bad"
+        raise UserError(f"{path}: labels look alike among {sorted(names)[:12]}; {how}")
 
 
 def select(cells, names, rename, path):
@@ -186,7 +183,7 @@ def select(cells, names, rename, path):
     if lost := [old for old in rename if old not in labels]:
         raise UserError(f"--rename: no label {lost[0]!r} in {path}; it has {quoted(labels)}")
     new_names = rename or {label: label for label, _ in labels.most_common()}
-    check_labels(new_names, path)
+    check_labels(new_names, {*new_names.values()}, path)
     for label, *texts in kept:
         name = new_names.get(canonical(label))
         if name is None:
@@ -196,14 +193,6 @@ def select(cells, names, rename, path):
         else:
             rows[name, *texts] = None
     return list(rows), dropped
-
-
-def split(rows, share):
-    """Return (train, dev): about `share` of the texts are in dev, with all rows of a first text."""
-    first = list(dict.fromkeys(row[1].casefold() for row in rows))
-    held = {first[i] for i in fixed_order(len(first))[: round(share * len(first))]}
-    train = [row for row in rows if row[1].casefold() not in held]
-    return train, [row for row in rows if row[1].casefold() in held]
 
 
 def quoted(counts):
@@ -235,32 +224,28 @@ def main(argv=None):
     flag("--force", action="store_true", help="replace existing files")
     args = p.parse_args(argv)
 
-    header = [
-        name for name in COLUMNS if getattr(args, name) or (name, args.label) == ("label", None)
-    ]
+    header = [name for name in COLUMNS if name == "label" or getattr(args, name)]
     names = [getattr(args, name) for name in header]  # their names in the file
     forms = {"train.tsv": ROWS, "dev.tsv": ROWS, "test.tsv": ROWS, "translated.tsv": PAIRS}
     out, folder, lang = args.out, args.out.parent.parent, args.out.parent.name
-    paths = [out, out.with_name("dev.tsv")] if args.split else [out]
     if not folder.name or " ".join(header) not in forms.get(out.name, ()):
         files = "{train,dev,test}.tsv, or translated.tsv for --translation (and -b after --text-b)"
         raise UserError(f"--out {out}: expected <root>/<task>/<lang>/{files}")
-    if len({*names}) < len(names) or not (args.label or (args.translation and not args.rename)):
-        raise UserError(
-            "--label and --text must name two columns; only --translation needs no --label"
-        )
-    if not 0 <= args.split < 1 or (args.split and out.name != "train.tsv"):
-        raise UserError(
-            f"--split {args.split:g}: expected a share such as 0.1, and --out .../train.tsv"
-        )
-    for path in paths:
-        if path.exists() and not args.force:
-            raise UserError(f"{path} exists; change --out, or replace it with --force")
+    if len({*names}) < len(names) or not (args.label or args.translation and not args.rename):
+        raise UserError("each flag needs its own column; only --translation works without --label")
+    if not 0 <= args.split < 1 or args.split and out.name != "train.tsv":
+        raise UserError(f"--split {args.split:g}: expected a share such as 0.1, for train.tsv")
+    paths = [out, out.with_name("dev.tsv")] if args.split else [out]
+    if old := [path for path in paths if path.exists() and not args.force]:
+        raise UserError(f"{old[0]} exists; change --out, or replace it with --force")
 
     cells = read(args.file, args.encoding, names)
     rows, dropped = select(cells, names, args.rename, args.file)
     reasons = [f"dropped {sum(c.values()):,} {why}: {quoted(c)}" for why, c in dropped.items()]
-    parts = split(rows, args.split) if args.split else [rows]
+    first = list(dict.fromkeys(row[1].casefold() for row in rows))  # its rows stay in one file
+    held = {first[i] for i in fixed_order(len(first))[: round(args.split * len(first))]}
+    train = [row for row in rows if row[1].casefold() not in held]
+    parts = [train, [row for row in rows if row[1].casefold() in held]][: len(paths)]
     if not all(parts):
         left = "; ".join([f"{len(rows):,} of {len(cells):,} rows are left", *reasons])
         raise UserError(f"{args.file}: too few rows: {left}")
@@ -268,23 +253,19 @@ def main(argv=None):
         write_atomic(path, "".join("\t".join(row) + "\n" for row in [header, *part]).encode())
 
     labels = Counter(row[0] for row in rows)
-    files = [f"-> {path}: {len(part):,} rows" for path, part in zip(paths, parts)]
     print(f"convert | {args.file}: {len(cells):,} rows", *reasons, sep="\n")
-    print(f"labels: {quoted(labels)}", *files, sep="\n")
-    scores = len(labels) > 10 and all(re.fullmatch(r"-?\d*\.?\d+", label) for label in labels)
-    if len(labels) > len(rows) / 10 + 2 or (scores and "." in "".join(labels)):
-        what = f"{len(labels):,} classes in {len(rows):,} rows"
+    if args.label:
+        print(f"labels: {quoted(labels)}")
+    for path, part in zip(paths, parts):
+        print(f"-> {path}: {len(part):,} rows")
+    scores = len(labels) > 10 and any(re.fullmatch(r"-?\d*\.\d+", label) for label in labels)
+    if args.label and (scores or not 1 < len(labels) <= len(rows) / 10 + 2):
+        what = f"number of classes in {len(rows):,} rows: {len(labels):,}"
         warn(f"{what}; is --label the label's column? Scores, ids and free text are no classes")
-    step = (
-        f"step2_align.py --lang {lang}"
-        if out.name == "translated.tsv"
-        else f"eval.py --lang {lang}"
-    )
+    step = f"{'step2_align.py' if args.translation else 'eval.py'} --lang {lang}"
     if lang == "en":
-        model = "--model intfloat/multilingual-e5-small --lr 1e-4"
-        step = (
-            f"step1_embed.py {model} --data {shlex.quote(str(folder.parent))} --task {folder.name}"
-        )
+        data = f"--data {shlex.quote(str(folder.parent))} --task {folder.name}"
+        step = f"step1_embed.py --model intfloat/multilingual-e5-small --lr 1e-4 {data}"
     print(f"next: python {step} --out runs/{folder.name}")
 
 
