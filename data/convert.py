@@ -26,11 +26,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from common import PAIRS, ROWS, UserError, fixed_order, run, warn, write_atomic
 
 COLUMNS = "label", "text", "text_b", "translation", "translation_b"  # flags, and names written
-QUOTING = (
-    {"strict": True},  # "" inside quotes, as Excel writes it
-    {"strict": True, "doublequote": False, "escapechar": "\\"},  # \" inside quotes
-    {"quoting": csv.QUOTE_NONE},  # a " is an ordinary character, as in most TSV files
-)
 # What JSON, pandas, databases and Excel write for a missing value
 MISSING = ["", "null", "NULL", "None", "NaN", "nan", "NaT", "NA", "N/A", "n/a", "<NA>", "\\N"]
 MISSING += ["#NA", "#N/A", "#NAME?", "#VALUE!", "#REF!", "#DIV/0!", "#NULL!", "#NUM!"]
@@ -56,10 +51,12 @@ def read_json(text, path):
         text = "[" + re.sub(r"\s*\n", r",\g<0>", text.rstrip()) + "]"
     try:
         records = json.loads(text, parse_int=str, parse_float=str)
-        return list(dict.fromkeys(name for record in records for name in dict(record))), records
+        return list(dict.fromkeys(name for record in records for name in {**record})), records
     except (TypeError, ValueError) as err:
-        line, what = getattr(err, "lineno", 1), "not objects, one per line or in one list"
-        raise UserError(f"{path}:{line}: {what} ({err})")
+        line, what = getattr(err, "lineno", 1), getattr(err, "msg", "not all items are objects")
+        raise UserError(
+            f"{path}:{line}: {what}; expected JSON objects, one per line or in one list"
+        )
 
 
 def csv_rows(lines, mark, quoting):
@@ -78,16 +75,24 @@ def csv_rows(lines, mark, quoting):
 def read_csv(text, path, names):
     """Return (columns, [{column: cell}]) by the delimiter and the quoting that fit best.
 
-    They find the most names in the header, have the first row of another width as late as possible, and
-    lose the fewest rows: a text that begins with a lone " would swallow all rows up to the next ". Lines
-    that by themselves are rows, with a label of the file, are not to be more than the rows.
+    The best finds the most names in the header, has the first row of another width as late as possible
+    and loses the fewest rows: a text that begins with a lone " would swallow all rows up to the next ".
+    Rows are lost where more lines than rows are rows by themselves, with a label of the file.
     """
     csv.field_size_limit(max(131_072, len(text)))  # a text may be longer than Python's limit
-    lines, marks, best = list(io.StringIO(text, newline="")), ",\t;|", ()
+    lines, marks, readings = list(io.StringIO(text, newline="")), ",\t;|", []
     if sep := re.match(r"sep=(.)\s", text):  # a line that Excel writes and hides
         lines[0], marks = "\n", sep[1]
-    for mark, quoting in product(marks, QUOTING):
-        rows = csv_rows(lines, mark, quoting)
+    doubled = [
+        line.replace('\\"', '""') for line in lines
+    ]  # quotes inside quotes, from \" to Excel's ""
+    ways = (
+        (lines, {"strict": True}),
+        (doubled, {"strict": True}),
+        (lines, {"quoting": csv.QUOTE_NONE}),
+    )
+    for mark, way in product(marks, ways):
+        rows = csv_rows(way[0], mark, way[1])
         columns = [" ".join(cell.split()) for cell in rows[0][1]]
         bad = [start for start, cells in rows if len(cells) != len(columns)] + [len(lines) + 1]
         found, lost = len({*names} & {*columns}), 0
@@ -97,17 +102,16 @@ def read_csv(text, path, names):
             parts = [line.strip("\r\n").split(mark) for line in lines]
             parts = [cells[place] for cells in parts if len(cells) == len(columns)]
             lost = max(0, sum(not names[0] or part in labels for part in parts) - len(rows))
-        score = found, bad[0], -lost, len(columns)
-        if not best or score > best[0]:
-            best = score, columns, rows, quoting
-    (_, bad, lost, _), columns, rows, quoting = best
+        readings.append(((found, bad[0], -lost, len(columns)), columns, rows, way))
+    (found, bad, lost, _), columns, rows, way = max(readings, key=lambda reading: reading[0])
     if bad <= len(lines) and {*names} <= {*columns, None}:
+        places = sorted({str(score[1]) for score, *_ in readings if score[0] == found}, key=int)
         what = f"not the {len(columns)} cells of the header, or a quote that does not end"
-        raise UserError(f"{path}:{bad}: {what}; correct that line")
+        raise UserError(f"{path}:{' or '.join(places)}: {what}; correct that line")
     if lost:
         start, _ = max(rows, key=lambda row: "".join(row[1]).count("\n"))
         warn(f"{path}:{start}: a quoted cell holds lines that look like rows; check its quotes")
-    elif quoting is not QUOTING[0]:
+    elif way is not ways[0]:
         print(f"note: the quotes in {path} are not CSV's; check how texts with quotes came out")
     return columns, [dict(zip(columns, cells)) for _, cells in rows[1:]]
 
@@ -126,7 +130,9 @@ def read(path, encoding, names):
     for name in filter(None, names):
         if columns.count(name) != 1:
             what = f"{'two columns' if name in columns else 'no column'} {name!r}"
-            raise UserError(f"{path}: {what}; its columns are: {', '.join(columns)[:200]}")
+            raise UserError(
+                f"{path}: {what}; its columns are: {', '.join(columns)[:200] or 'none'}"
+            )
     rows = []
     for number, record in enumerate(records, 1):
         where = f"{path}: {'object' if is_json else 'row'} {number}"
@@ -203,8 +209,11 @@ def quoted(counts):
 
 def renames(text):
     """Return "1=negative,5=positive" as a dict, for argparse."""
-    items = [item.split("=") for item in text.split(",")]
-    return {canonical(clean(old)): clean(new) for old, new in items}
+    items = re.findall("([^=,]+)=([^=,]+)", text)
+    new_names = {canonical(clean(old)): clean(new) for old, new in items}
+    if ",".join(map("=".join, items)) != text or len(new_names) < len(items):
+        raise argparse.ArgumentTypeError(f"{text!r} is not like 1=negative,5=positive")
+    return new_names
 
 
 def main(argv=None):
@@ -228,8 +237,9 @@ def main(argv=None):
     names = [getattr(args, name) for name in header]  # their names in the file
     forms = {"train.tsv": ROWS, "dev.tsv": ROWS, "test.tsv": ROWS, "translated.tsv": PAIRS}
     out, folder, lang = args.out, args.out.parent.parent, args.out.parent.name
-    if not folder.name or " ".join(header) not in forms.get(out.name, ()):
-        files = "{train,dev,test}.tsv, or translated.tsv for --translation (and -b after --text-b)"
+    is_english = args.translation and lang == "en"
+    if is_english or not folder.name or " ".join(header) not in forms.get(out.name, ()):
+        files = "{train,dev,test}.tsv, or with --translation (pairs: and -b) <other lang>/translated.tsv"
         raise UserError(f"--out {out}: expected <root>/<task>/<lang>/{files}")
     if len({*names}) < len(names) or not (args.label or args.translation and not args.rename):
         raise UserError("each flag needs its own column; only --translation works without --label")
@@ -262,6 +272,8 @@ def main(argv=None):
     if args.label and (scores or not 1 < len(labels) <= len(rows) / 10 + 2):
         what = f"number of classes in {len(rows):,} rows: {len(labels):,}"
         warn(f"{what}; is --label the label's column? Scores, ids and free text are no classes")
+    if several := len(rows) - len({row[1:] for row in rows}):
+        warn(f"rows whose text also has another label: {several:,}; each row should have one label")
     step = f"{'step2_align.py' if args.translation else 'eval.py'} --lang {lang}"
     if lang == "en":
         data = f"--data {shlex.quote(str(folder.parent))} --task {folder.name}"
