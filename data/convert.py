@@ -177,7 +177,7 @@ def select(cells, names, rename, path):
     for label, *texts in cells:
         needed = [label, *texts] if names[0] and label not in rename else texts
         if [label, *texts] == header:
-            dropped["that repeat the header"]["header"] += 1
+            dropped["repeating the header"]["header"] += 1
         elif lost := [cell for cell in needed if cell in MISSING]:
             dropped["without a text or label"][lost[0]] += 1
         else:
@@ -193,9 +193,9 @@ def select(cells, names, rename, path):
     for label, *texts in kept:
         name = new_names.get(canonical(label))
         if name is None:
-            dropped["whose label --rename does not name"][label] += 1
+            dropped["with a label that --rename does not name"][label] += 1
         elif (name, *texts) in rows:
-            dropped["that equal an earlier row"][texts[0]] += 1
+            dropped["equal to an earlier row"][texts[0]] += 1
         else:
             rows[name, *texts] = None
     return list(rows), dropped
