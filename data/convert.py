@@ -61,7 +61,7 @@ def read_json(text, path):
 
 def csv_rows(lines, mark, quoting):
     """Return [(first line, cells)] of the rows that are not empty. A broken row ends it, without cells."""
-    reader, rows, start = csv.reader(lines, delimiter=mark, **quoting), [], 1
+    reader, rows, start = csv.reader(lines, delimiter=mark, quoting=quoting, strict=True), [], 1
     try:
         for cells in reader:
             if any(map(str.strip, cells)):
@@ -72,43 +72,49 @@ def csv_rows(lines, mark, quoting):
     return rows or [(1, [])]
 
 
+def lost_rows(rows, lines, mark, place):
+    """Return how many rows are held by quoted cells: lines that are rows by themselves, with a label of
+    the file in column `place` (None: there are no labels), less the rows."""
+    labels = {cells[place] for _, cells in rows} - {""} if place is not None else set()
+    parts = [line.strip("\r\n").split(mark) for line in lines]
+    parts = [cells for cells in parts if len(cells) == len(rows[0][1])]
+    return max(0, sum(place is None or cells[place] in labels for cells in parts) - len(rows))
+
+
 def read_csv(text, path, names):
     """Return (columns, [{column: cell}]) by the delimiter and the quoting that fit best.
 
     The best finds the most names in the header, has the first row of another width as late as possible
     and loses the fewest rows: a text that begins with a lone " would swallow all rows up to the next ".
-    Rows are lost where more lines than rows are rows by themselves, with a label of the file.
     """
     csv.field_size_limit(max(131_072, len(text)))  # a text may be longer than Python's limit
-    lines, marks, readings = list(io.StringIO(text, newline="")), ",\t;|", []
+    lines, marks = list(io.StringIO(text, newline="")), ",\t;|"
     if sep := re.match(r"sep=(.)\s", text):  # a line that Excel writes and hides
         lines[0], marks = "\n", sep[1]
-    doubled = [
-        line.replace('\\"', '""') for line in lines
-    ]  # quotes inside quotes, from \" to Excel's ""
-    ways = (
-        (lines, {"strict": True}),
-        (doubled, {"strict": True}),
-        (lines, {"quoting": csv.QUOTE_NONE}),
-    )
+    # A quote inside quotes is "" (Excel) or \" (databases), or each " is an ordinary character
+    doubled = [line.replace('\\"', '""') for line in lines]
+    ways = (lines, csv.QUOTE_MINIMAL), (doubled, csv.QUOTE_MINIMAL), (lines, csv.QUOTE_NONE)
+    best, wrong = ((-1,),), set()  # wrong: (names found, first line of another width)
     for mark, way in product(marks, ways):
         rows = csv_rows(way[0], mark, way[1])
         columns = [" ".join(cell.split()) for cell in rows[0][1]]
         bad = [start for start, cells in rows if len(cells) != len(columns)] + [len(lines) + 1]
         found, lost = len({*names} & {*columns}), 0
         if found == len({*names} - {None}) and len(bad) == 1:
-            place = columns.index(names[0] or names[1])
-            labels = {cells[place] for _, cells in rows} - {""}
-            parts = [line.strip("\r\n").split(mark) for line in lines]
-            parts = [cells[place] for cells in parts if len(cells) == len(columns)]
-            lost = max(0, sum(not names[0] or part in labels for part in parts) - len(rows))
-        readings.append(((found, bad[0], -lost, len(columns)), columns, rows, way))
-    (found, bad, lost, _), columns, rows, way = max(readings, key=lambda reading: reading[0])
+            place = columns.index(names[0]) if names[0] else None
+            lost = lost_rows(rows, lines, mark, place)
+            if place is None and way is ways[2]:  # no labels tell: count the quotes that do not end
+                cells = [cell for _, cells in rows for cell in cells]
+                lost = sum(cell.startswith('"') and not cell.endswith('"') for cell in cells)
+        wrong.add((found, bad[0]))
+        score = found, bad[0], -lost, len(columns)
+        best = (score, columns, rows, way) if score > best[0] else best
+    (found, bad, lost, _), columns, rows, way = best
     if bad <= len(lines) and {*names} <= {*columns, None}:
-        places = sorted({str(score[1]) for score, *_ in readings if score[0] == found}, key=int)
+        places = " or ".join(str(line) for count, line in sorted(wrong) if count == found)
         what = f"not the {len(columns)} cells of the header, or a quote that does not end"
-        raise UserError(f"{path}:{' or '.join(places)}: {what}; correct that line")
-    if lost:
+        raise UserError(f"{path}:{places}: {what}; correct that line")
+    if lost and way is not ways[2]:
         start, _ = max(rows, key=lambda row: "".join(row[1]).count("\n"))
         warn(f"{path}:{start}: a quoted cell holds lines that look like rows; check its quotes")
     elif way is not ways[0]:
@@ -125,7 +131,11 @@ def clean(value):
 def read(path, encoding, names):
     """Return [[label, text, ...]]. A label in a list of one, as JSON or pandas write it, is that label."""
     text = decode(path.read_bytes(), path, encoding)
-    is_json = re.match(r'\s*(\[\s*)?\{\s*"', text) or path.suffix in (".json", ".jsonl", ".ndjson")
+    is_json = re.match(r'\s*(\[\s*)?\{\s*"', text) or path.suffix.lower() in (
+        ".json",
+        ".jsonl",
+        ".ndjson",
+    )
     columns, records = read_json(text, path) if is_json else read_csv(text, path, names)
     for name in filter(None, names):
         if columns.count(name) != 1:
@@ -237,8 +247,11 @@ def main(argv=None):
     names = [getattr(args, name) for name in header]  # their names in the file
     forms = {"train.tsv": ROWS, "dev.tsv": ROWS, "test.tsv": ROWS, "translated.tsv": PAIRS}
     out, folder, lang = args.out, args.out.parent.parent, args.out.parent.name
-    is_english = args.translation and lang == "en"
-    if is_english or not folder.name or " ".join(header) not in forms.get(out.name, ()):
+    if (
+        (args.translation and lang == "en")
+        or not folder.name
+        or " ".join(header) not in forms.get(out.name, ())
+    ):
         files = "{train,dev,test}.tsv, or with --translation (pairs: and -b) <other lang>/translated.tsv"
         raise UserError(f"--out {out}: expected <root>/<task>/<lang>/{files}")
     if len({*names}) < len(names) or not (args.label or args.translation and not args.rename):
@@ -272,6 +285,8 @@ def main(argv=None):
     if args.label and (scores or not 1 < len(labels) <= len(rows) / 10 + 2):
         what = f"number of classes in {len(rows):,} rows: {len(labels):,}"
         warn(f"{what}; is --label the label's column? Scores, ids and free text are no classes")
+    if broken := sum("\ufffd" in "".join(row) for row in rows):
+        warn(f"rows with the character \ufffd, lost in an earlier conversion: {broken:,}")
     if several := len(rows) - len({row[1:] for row in rows}):
         warn(f"rows whose text also has another label: {several:,}; each row should have one label")
     step = f"{'step2_align.py' if args.translation else 'eval.py'} --lang {lang}"
