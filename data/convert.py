@@ -53,10 +53,8 @@ def read_json(text, path):
         records = json.loads(text, parse_int=str, parse_float=str)
         return list(dict.fromkeys(name for record in records for name in {**record})), records
     except (TypeError, ValueError) as err:
-        line, what = getattr(err, "lineno", 1), getattr(err, "msg", "not all items are objects")
-        raise UserError(
-            f"{path}:{line}: {what}; expected JSON objects, one per line or in one list"
-        )
+        what = getattr(err, "msg", "not all are objects") + "; expected JSON objects, one per line"
+        raise UserError(f"{path}:{getattr(err, 'lineno', 1)}: {what} or in one list")
 
 
 def csv_rows(lines, mark, quoting):
@@ -131,18 +129,13 @@ def clean(value):
 def read(path, encoding, names):
     """Return [[label, text, ...]]. A label in a list of one, as JSON or pandas write it, is that label."""
     text = decode(path.read_bytes(), path, encoding)
-    is_json = re.match(r'\s*(\[\s*)?\{\s*"', text) or path.suffix.lower() in (
-        ".json",
-        ".jsonl",
-        ".ndjson",
-    )
+    is_json = re.match(r'\s*(\[\s*)?\{\s*"', text) or "json" in path.suffix.lower()
     columns, records = read_json(text, path) if is_json else read_csv(text, path, names)
     for name in filter(None, names):
         if columns.count(name) != 1:
             what = f"{'two columns' if name in columns else 'no column'} {name!r}"
-            raise UserError(
-                f"{path}: {what}; its columns are: {', '.join(columns)[:200] or 'none'}"
-            )
+            listed = ", ".join(columns)[:200] or "none"
+            raise UserError(f"{path}: {what}; its columns are: {listed}")
     rows = []
     for number, record in enumerate(records, 1):
         where = f"{path}: {'object' if is_json else 'row'} {number}"
@@ -247,12 +240,9 @@ def main(argv=None):
     names = [getattr(args, name) for name in header]  # their names in the file
     forms = {"train.tsv": ROWS, "dev.tsv": ROWS, "test.tsv": ROWS, "translated.tsv": PAIRS}
     out, folder, lang = args.out, args.out.parent.parent, args.out.parent.name
-    if (
-        (args.translation and lang == "en")
-        or not folder.name
-        or " ".join(header) not in forms.get(out.name, ())
-    ):
-        files = "{train,dev,test}.tsv, or with --translation (pairs: and -b) <other lang>/translated.tsv"
+    fits = " ".join(header) in forms.get(out.name, ()) and not (args.translation and lang == "en")
+    if not fits or not folder.name:
+        files = "{train,dev,test}.tsv; for --translation (pairs: and -b) <target>/translated.tsv"
         raise UserError(f"--out {out}: expected <root>/<task>/<lang>/{files}")
     if len({*names}) < len(names) or not (args.label or args.translation and not args.rename):
         raise UserError("each flag needs its own column; only --translation works without --label")
@@ -279,8 +269,7 @@ def main(argv=None):
     print(f"convert | {args.file}: {len(cells):,} rows", *reasons, sep="\n")
     if args.label:
         print(f"labels: {quoted(labels)}")
-    for path, part in zip(paths, parts):
-        print(f"-> {path}: {len(part):,} rows")
+    print(*(f"-> {path}: {len(part):,} rows" for path, part in zip(paths, parts)), sep="\n")
     scores = len(labels) > 10 and any(re.fullmatch(r"-?\d*\.\d+", label) for label in labels)
     if args.label and (scores or not 1 < len(labels) <= len(rows) / 10 + 2):
         what = f"number of classes in {len(rows):,} rows: {len(labels):,}"
@@ -289,11 +278,12 @@ def main(argv=None):
         warn(f"rows with the character \ufffd, lost in an earlier conversion: {broken:,}")
     if several := len(rows) - len({row[1:] for row in rows}):
         warn(f"rows whose text also has another label: {several:,}; each row should have one label")
-    step = f"{'step2_align.py' if args.translation else 'eval.py'} --lang {lang}"
+    task, step = shlex.quote(folder.name), "step2_align.py" if args.translation else "eval.py"
+    step = f"{step} --lang {lang}"
     if lang == "en":
-        data = f"--data {shlex.quote(str(folder.parent))} --task {folder.name}"
+        data = f"--data {shlex.quote(str(folder.parent))} --task {task}"
         step = f"step1_embed.py --model intfloat/multilingual-e5-small --lr 1e-4 {data}"
-    print(f"next: python {step} --out runs/{folder.name}")
+    print(f"next: python {step} --out runs/{task}")
 
 
 if __name__ == "__main__":
