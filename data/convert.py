@@ -89,6 +89,8 @@ def read_csv(text, path, names):
     lines, marks = list(io.StringIO(text, newline="")), ",\t;|"
     if sep := re.match(r"sep=(.)\s", text):  # a line that Excel writes and hides
         lines[0], marks = "\n", sep[1]
+    first = next((line for line in lines if line.strip()), "")
+    marks = [mark for mark in marks if mark in first] or marks[0]
     # A quote inside quotes is "" (Excel) or \" (databases), or each " is an ordinary character
     doubled = [line.replace('\\"', '""') for line in lines]
     ways = (lines, csv.QUOTE_MINIMAL), (doubled, csv.QUOTE_MINIMAL), (lines, csv.QUOTE_NONE)
