@@ -3,19 +3,13 @@
     python data/convert.py reviews.csv --text review --label stars --rename 1=negative,5=positive \\
         --split 0.1 --out data/mine/reviews/en/train.tsv
 
-Reads    one file with column names in its first line: CSV (comma, semicolon, tab or bar, quoted or
-         not, as Excel saves it), or .json and .jsonl (one object a line, or one list of objects).
-Writes   --out, <root>/<task>/<lang>/{train,dev,test}.tsv, or translated.tsv with --translation;
-         with --split also dev.tsv beside train.tsv. Nothing before the whole file has been read.
-Expect   the rows read, dropped and written, and each label with its count: are they yours?
-
-The delimiter is the one for which the header has the columns you name. White space inside a text
-becomes one space, and text is composed (NFC). Dropped, and counted: the header again, rows without a
-text or a label, whose label --rename does not name, and all but the first of rows that are the same.
+Reads    CSV (comma, semicolon, tab or bar, quoted or not, as Excel saves it) with column names in the
+         first line, or JSON (one object per line, or one list of objects).
+Writes   --out, and with --split also dev.tsv next to train.tsv. After an error it writes nothing.
+Expect   the number of rows read, dropped and written, and each label with its count: check them.
 """
 
 import argparse
-import codecs
 import csv
 import io
 import json
@@ -23,277 +17,275 @@ import re
 import shlex
 import sys
 import unicodedata
-from collections import Counter
+from collections import Counter, defaultdict
+from decimal import Decimal
+from itertools import product
 from pathlib import Path
 
-from tqdm import tqdm
-
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from common import UserError, fixed_order, run, warn_if, write_atomic
+from common import PAIRS, ROWS, UserError, fixed_order, run, warn, write_atomic
 
-COLUMNS = ["label", "text", "text_b", "translation", "translation_b"]  # flags, and names written
-QUOTING = (
-    {"strict": True},  # "" inside quotes, as Excel writes it
-    {"strict": True, "doublequote": False, "escapechar": "\\"},  # \" inside quotes
-    {"quoting": csv.QUOTE_NONE},  # a " is an ordinary character, as in most TSV files
-)
-SHOWN = 12  # labels that are printed
-MAGIC = {  # first bytes of files that are no text
-    b"PK\x03\x04": "an Excel workbook or another zip",
-    b"\xd0\xcf\x11\xe0": "an old Excel workbook",
-    b"PAR1": "a parquet file",
-    b"\x1f\x8b": "a gzip",
-}
+COLUMNS = "label", "text", "text_b", "translation", "translation_b"  # flags, and names written
+# What JSON, pandas, databases and Excel write for a missing value
+MISSING = ["", "null", "NULL", "None", "NaN", "nan", "NaT", "NA", "N/A", "n/a", "<NA>", "\\N"]
+MISSING += ["#NA", "#N/A", "#NAME?", "#VALUE!", "#REF!", "#DIV/0!", "#NULL!", "#NUM!"]
 
 
 def decode(raw, path, encoding):
-    """Bytes -> text: of `encoding`, else of its byte order mark, else UTF-8."""
-    for magic, kind in MAGIC.items():
-        if raw.startswith(magic):
-            raise UserError(f"{path}: {kind}, not text; save the table as CSV UTF-8")
-    utf16 = raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
-    encoding = encoding or ("utf-16" if utf16 else "utf-8")
+    """Return the text in the bytes of a file. Raises UserError if they are no text of `encoding`."""
+    encoding = encoding or ("utf-16" if raw[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8")
     try:
         text = raw.decode(encoding).removeprefix("\ufeff")
-    except LookupError:
-        raise UserError(f"--encoding {encoding}: unknown; for example cp949, cp1252 or utf-16-le")
-    except UnicodeError as err:
+        if "\0" in text:  # UTF-16 without its mark, or no text at all
+            raise UnicodeError
+        return text
+    except (LookupError, UnicodeError) as err:
         line = raw.count(b"\n", 0, getattr(err, "start", 0)) + 1
-        raise UserError(
-            f"{path}:{line}: not {encoding}; give --encoding, such as cp949 (Korean Windows), "
-            "cp932 (Japanese), gb18030 (Chinese), cp1252 (Western)"
-        )
-    if "\0" in text:
-        raise UserError(f"{path}: has NUL characters; give --encoding utf-16-le or utf-16-be")
-    return text
+        how = "save the table as CSV UTF-8, or set --encoding, such as cp949 or utf-16-le"
+        raise UserError(f"{path}:{line}: not {encoding} text; {how}")
 
 
-def read_json(text, path, wanted):
-    """(columns, [{column: value}]) of a list of objects, or of one object a line."""
-    is_list = text.lstrip().startswith("[")
-    lines = [text] if is_list else text.split("\n")
+def read_json(text, path):
+    """Return (columns, [{column: value}]). Numbers stay as the file writes them."""
+    if not text.lstrip().startswith("["):  # one object per line
+        text = "[" + re.sub(r"\s*\n", r",\g<0>", text.rstrip()) + "]"
     try:
-        is_one = not is_list and json.loads(text) is not None
-    except ValueError:  # an object a line
-        is_one = False
-    if is_one:
-        raise UserError(f"{path}: one object; give the list inside it, or one object a line")
-    records = []
-    for number, line in enumerate(lines, 1):
-        try:
-            found = json.loads(line.strip() or "[]")
-        except ValueError as err:
-            raise UserError(f"{path}:{number}: not JSON ({err}); give one object a line, or a list")
-        records += found if isinstance(found, list) else [found]
-    if not all(isinstance(record, dict) for record in records):
-        raise UserError(f"{path}: not all of it are objects; give one object a line, or a list")
-    for number, record in enumerate(records, 1):
-        for name in wanted:
-            if isinstance(record.get(name), (dict, list)):
-                what = f"{name!r} holds an object or a list"
-                raise UserError(f"{path}: object {number}: {what}; put the text itself there")
-    return list(dict.fromkeys(name for record in records for name in record)), records
+        records = json.loads(text, parse_int=str, parse_float=str)
+        return list(dict.fromkeys(name for record in records for name in {**record})), records
+    except (TypeError, ValueError) as err:
+        what = getattr(err, "msg", "not all are objects") + "; expected JSON objects, one per line"
+        raise UserError(f"{path}:{getattr(err, 'lineno', 1)}: {what} or in one list")
 
 
-def read_csv(text, path, wanted):
-    """(columns, [{column: cell}]): the header tells the delimiter, the rows' width the quoting."""
-    csv.field_size_limit(max(131_072, len(text)))  # texts over 128 KiB are texts, too
-    sep = re.match(r"sep=(.)\r?\n", text)  # a first line that Excel writes and hides
-    text = text[sep.end() :] if sep else text
-    headers = {}
-    for mark in sep[1] if sep else ",\t;|":
-        cells = next(csv.reader(io.StringIO(text, newline=""), delimiter=mark), [])
-        headers[mark] = [" ".join(cell.split()) for cell in cells]
-    mark = max(
-        headers, key=lambda mark: (len(set(wanted) & set(headers[mark])), len(headers[mark]))
-    )
-    columns, wrong = headers[mark], None
-    for quoting in QUOTING:
-        if "escapechar" in quoting and '\\"' not in text:
-            continue
-        reader, rows = csv.reader(io.StringIO(text, newline=""), delimiter=mark, **quoting), []
-        try:
-            for row in reader:
-                if any(map(str.strip, row)):
-                    rows.append(dict(zip(columns, row, strict=True)))
-        except (csv.Error, ValueError):  # ValueError: another number of cells than the header
-            wrong = wrong or reader.line_num
-            continue
-        if wrong:
-            print(f"note: {path}:{wrong}: its quotes are not CSV's; check how such texts came out")
-        return columns, rows[1:]
-    raise UserError(
-        f"{path}:{wrong}: not the {len(columns)} cells of the header, or a quote that does not "
-        "end; mend that line, or save the file as CSV again"
-    )
+def csv_rows(lines, mark, quoting):
+    """Return [(first line, cells)] of the rows that are not empty. A broken row ends it, without cells."""
+    reader, rows, start = csv.reader(lines, delimiter=mark, quoting=quoting, strict=True), [], 1
+    try:
+        for cells in reader:
+            if any(map(str.strip, cells)):
+                rows.append((start, cells))
+            start = reader.line_num + 1
+    except csv.Error:
+        rows.append((start, []))
+    return rows or [(1, [])]
 
 
-def read(path, encoding, wanted):
-    """The rows of a file as dicts; UserError that lists its columns if one is missing."""
-    text = decode(path.read_bytes(), path, encoding)
-    is_json = re.match(r'\s*(\[\s*)?\{\s*"', text)  # whatever its name
-    if is_json or path.suffix.lower() in (".json", ".jsonl", ".ndjson"):
-        columns, records = read_json(text, path, wanted)
-    else:
-        columns, records = read_csv(text, path, wanted)
-    for name in wanted:
-        if columns.count(name) != 1:
-            what = "no column" if name not in columns else "more than one column"
-            there = ", ".join(columns)[:200] or "none, the file is empty"
-            raise UserError(f"{path}: {what} {name!r}; its columns are: {there}")
-    return records
+def lost_rows(rows, lines, mark, place):
+    """Return how many rows are held by quoted cells: lines that are rows by themselves, with a label of
+    the file in column `place` (None: there are no labels), less the rows."""
+    labels = {cells[place] for _, cells in rows} - {""} if place is not None else set()
+    parts = [line.strip("\r\n").split(mark) for line in lines]
+    parts = [cells for cells in parts if len(cells) == len(rows[0][1])]
+    return max(0, sum(place is None or cells[place] in labels for cells in parts) - len(rows))
+
+
+def read_csv(text, path, names):
+    """Return (columns, [{column: cell}]) by the delimiter and the quoting that fit best.
+
+    The best finds the most names in the header, has the first row of another width as late as possible
+    and loses the fewest rows: a text that begins with a lone " would swallow all rows up to the next ".
+    """
+    csv.field_size_limit(max(131_072, len(text)))  # a text may be longer than Python's limit
+    lines, marks = list(io.StringIO(text, newline="")), ",\t;|"
+    if sep := re.match(r"sep=(.)\s", text):  # a line that Excel writes and hides
+        lines[0], marks = "\n", sep[1]
+    first = next((line for line in lines if line.strip()), "")
+    marks = [mark for mark in marks if mark in first] or marks[0]
+    # A quote inside quotes is "" (Excel) or \" (databases), or each " is an ordinary character
+    doubled = [line.replace('\\"', '""') for line in lines]
+    ways = (lines, csv.QUOTE_MINIMAL), (doubled, csv.QUOTE_MINIMAL), (lines, csv.QUOTE_NONE)
+    best, wrong = ((-1,),), set()  # wrong: (names found, first line of another width)
+    for mark, way in product(marks, ways):
+        rows = csv_rows(way[0], mark, way[1])
+        columns = [" ".join(cell.split()) for cell in rows[0][1]]
+        bad = [start for start, cells in rows if len(cells) != len(columns)] + [len(lines) + 1]
+        found, lost = len({*names} & {*columns}), 0
+        if found == len({*names} - {None}) and len(bad) == 1:
+            place = columns.index(names[0]) if names[0] else None
+            lost = lost_rows(rows, lines, mark, place)
+            if place is None and way is ways[2]:  # no labels tell: count the quotes that do not end
+                cells = [cell for _, cells in rows for cell in cells]
+                lost = sum(cell.startswith('"') and not cell.endswith('"') for cell in cells)
+        wrong.add((found, bad[0]))
+        score = found, bad[0], -lost, len(columns)
+        best = (score, columns, rows, way) if score > best[0] else best
+    (found, bad, lost, _), columns, rows, way = best
+    if bad <= len(lines) and {*names} <= {*columns, None}:
+        places = " or ".join(str(line) for count, line in sorted(wrong) if count == found)
+        what = f"not the {len(columns)} cells of the header, or a quote that does not end"
+        raise UserError(f"{path}:{places}: {what}; correct that line")
+    if lost and way is not ways[2]:
+        start, _ = max(rows, key=lambda row: "".join(row[1]).count("\n"))
+        warn(f"{path}:{start}: a quoted cell holds lines that look like rows; check its quotes")
+    elif way is not ways[0]:
+        print(f"note: the quotes in {path} are not CSV's; check how texts with quotes came out")
+    return columns, [dict(zip(columns, cells)) for _, cells in rows[1:]]
 
 
 def clean(value):
-    """A cell as the files here hold it: composed (NFC), any run of white space as one space."""
+    """Return a cell as our files hold it: composed (NFC), each run of white space as one space."""
     text = unicodedata.normalize("NFC", "" if value is None else str(value))
-    return " ".join(text.split()).strip("\u200b\ufeff")
+    return " ".join(text.split()).strip(" \u200b\ufeff")
 
 
-def select(records, names, rename):
-    """([(label, text, ...)], Counter of labels in the file, Counter of why rows were dropped)."""
-    rows, labels, dropped = {}, Counter(), Counter()
-    for record in tqdm(records, desc="convert", unit="row", delay=2, leave=False):
-        label, *texts = cells = [clean(record.get(name)) for name in names]
-        if cells == [clean(name) for name in names]:
-            dropped["that are the header again"] += 1
-            continue
-        row = (rename.get(label, label), *texts)
-        labels[label] += 1
-        if not all(texts) or (names[0] and not label):
-            dropped["without a text or label"] += 1
-        elif rename and label not in rename:
-            dropped["whose label --rename does not name"] += 1
-        elif row in rows:
-            dropped["that are the same as another"] += 1
+def read(path, encoding, names):
+    """Return [[label, text, ...]]. A label in a list of one, as JSON or pandas write it, is that label."""
+    text = decode(path.read_bytes(), path, encoding)
+    is_json = re.match(r'\s*(\[\s*)?\{\s*"', text) or "json" in path.suffix.lower()
+    columns, records = read_json(text, path) if is_json else read_csv(text, path, names)
+    for name in filter(None, names):
+        if columns.count(name) != 1:
+            what = f"{'two columns' if name in columns else 'no column'} {name!r}"
+            listed = ", ".join(columns)[:200] or "none"
+            raise UserError(f"{path}: {what}; its columns are: {listed}")
+    rows = []
+    for number, record in enumerate(records, 1):
+        where = f"{path}: {'object' if is_json else 'row'} {number}"
+        values = [record.get(name) for name in names]
+        label, *texts = [clean(value) for value in values]
+        nested = isinstance(values[0], dict) or any(isinstance(v, (dict, list)) for v in values[1:])
+        if nested or re.search("[\0\ud800-\udfff]", "".join([label, *texts])):
+            what = "an object, a list, a NUL or half an emoji (\\ud800 to \\udfff)"
+            raise UserError(f"{where} holds {what}; replace it by plain text")
+        if re.fullmatch(r"\[.*\]", label):
+            parts = re.findall(r"""'[^']*'|"[^"]*"|[^\s,;|]+""", label[1:-1]) or [""]
+            if len(parts) > 1:
+                raise UserError(f"{where}: several labels per row: {label[:60]}; keep one per row")
+            label = clean(parts[0].strip("'\""))
+        rows.append([label, *texts])
+    return rows
+
+
+def canonical(label):
+    """Return the one spelling of a label: 1, 1.0, +1 and 01 are '1', True is 'true'. Words stay."""
+    if re.fullmatch(r"[+-]?\d+\.?\d*", label):
+        return f"{(Decimal(label) + 0).normalize():f}"
+    return label.casefold() if label.casefold() in ("true", "false") else label
+
+
+def check_labels(labels, names, path):
+    """Raises UserError if the file's labels look like several in one, or the new names look alike."""
+    parts = {label: {part.strip() for part in re.split("[,;|/]", label)} for label in labels}
+    seen = Counter(part for found in parts.values() for part in found)
+    for label, found in parts.items():
+        if len(found) > 1 and min(seen[part] for part in found) > 1:
+            raise UserError(f"{path}: several labels per row, such as {label!r}; keep one per row")
+    looks = ["".join(unicodedata.normalize("NFKC", name).casefold().split()) for name in names]
+    if len({*looks}) < len(looks):
+        how = "make them one, and name those to keep, such as --rename Good=good,good=good,bad=bad"
+        raise UserError(f"{path}: labels look alike among {sorted(names)[:12]}; {how}")
+
+
+def select(cells, names, rename, path):
+    """Return ([(label, text, ...)], {reason: Counter of what was dropped})."""
+    header, kept, dropped, rows = [clean(name) for name in names], [], defaultdict(Counter), {}
+    for label, *texts in cells:
+        needed = [label, *texts] if names[0] and label not in rename else texts
+        if [label, *texts] == header:
+            dropped["repeating the header"]["header"] += 1
+        elif lost := [cell for cell in needed if cell in MISSING]:
+            dropped["without a text or label"][lost[0]] += 1
         else:
-            rows[row] = None
-    return list(rows), labels, dropped
-
-
-def split(rows, part):
-    """(train, dev): dev has about `part` of the rows; rows that share the first text stay together."""
-    groups = {}
-    for row in rows:
-        groups.setdefault("".join(row[1].casefold().split()), []).append(row)
-    groups, dev = list(groups.values()), set()
-    for i in fixed_order(len(groups)):
-        if len(dev) + len(groups[i]) <= part * len(rows):
-            dev.update(groups[i])
-    return [row for row in rows if row not in dev], [row for row in rows if row in dev]
+            kept.append((label, *texts))
+    spellings = Counter(map(canonical, {label for label, *_ in kept}))
+    if several := [label for label, count in spellings.items() if count > 1]:
+        warn(f"labels that are the same number, or true or false, become one: {several}")
+    labels = Counter(canonical(label) for label, *_ in kept)
+    if lost := [old for old in rename if old not in labels]:
+        raise UserError(f"--rename: no label {lost[0]!r} in {path}; it has {quoted(labels)}")
+    new_names = rename or {label: label for label, _ in labels.most_common()}
+    check_labels(new_names, {*new_names.values()}, path)
+    for label, *texts in kept:
+        name = new_names.get(canonical(label))
+        if name is None:
+            dropped["with a label that --rename does not name"][label] += 1
+        elif (name, *texts) in rows:
+            dropped["equal to an earlier row"][texts[0]] += 1
+        else:
+            rows[name, *texts] = None
+    return list(rows), dropped
 
 
 def quoted(counts):
-    """Labels quoted with their counts, the most frequent first."""
-    words = [f"{label!r} {count:,}" for label, count in counts.most_common(SHOWN)]
-    return ", ".join(words) + (f" and {len(counts) - SHOWN:,} more" if len(counts) > SHOWN else "")
-
-
-def doubts(rows, labels, rename):
-    """What step 1 warns of or refuses in the labels of the rows, and the mend; "" if nothing."""
-    names, looks = {row[0] for row in rows}, {}  # looks: a label as step 1 compares it -> label
-    if len(names) > max(2, len(rows) / 10):
-        return f"{len(names):,} classes in {len(rows):,} rows; is --label the label's column?"
-
-    mend, alike = [], ""
-    for old, _ in labels.most_common():
-        if (new := rename.get(old, old)) in names:
-            look = unicodedata.normalize("NFKC", new).casefold()
-            look = re.sub(r"[\s\u00ad\u200b-\u200d\ufeff]", "", look)
-            mend.append(f"{old}={looks.setdefault(look, new)}")
-            alike = f"{looks[look]!r} and {new!r}" if looks[look] != new else alike
-    if alike:
-        mend = shlex.quote(",".join(mend))
-        return f"labels {alike} look alike; mend them by --force --rename {mend}"
-    return "one label only; a task has two or more" if len(names) < 2 else ""
+    """Return labels or texts in quotes with their counts, the most frequent first."""
+    words = [f"{name[:40]!r} {count:,}" for name, count in counts.most_common(12)]
+    return ", ".join(words) + (f" and {len(counts) - 12:,} more" if len(counts) > 12 else "")
 
 
 def renames(text):
-    """argparse type: "1=negative,5=positive" -> dict."""
-    items = [item.split("=") for item in text.split(",")]
-    if any(len(item) != 2 for item in items):
+    """Return "1=negative,5=positive" as a dict, for argparse."""
+    items = re.findall("([^=,]+)=([^=,]+)", text)
+    new_names = {canonical(clean(old)): clean(new) for old, new in items}
+    if ",".join(map("=".join, items)) != text or len(new_names) < len(items):
         raise argparse.ArgumentTypeError(f"{text!r} is not like 1=negative,5=positive")
-    return {clean(old): clean(new) for old, new in items}
-
-
-def get_args(argv=None):
-    p = argparse.ArgumentParser(
-        prog="data/convert.py",
-        description=__doc__,
-        usage=argparse.SUPPRESS,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    p.add_argument("file", type=Path, help="your file, with column names in its first line")
-    p.add_argument("--text", required=True, help="column of the text; of a pair's first text")
-    p.add_argument("--text-b", help="column of a pair's second text, such as NLI's hypothesis")
-    p.add_argument("--label", help="column of the label; only --translation can do without")
-    p.add_argument("--translation", help="column of the text's translation; for translated.tsv")
-    p.add_argument("--translation-b", help="column of the second text's translation")
-    p.add_argument("--rename", type=renames, default={}, help="labels: 1=negative,5=positive")
-    p.add_argument("--out", type=Path, required=True, help="<root>/<task>/<lang>/train.tsv, ...")
-    p.add_argument("--split", type=float, default=0, help="share of the rows for dev.tsv: 0.1")
-    p.add_argument("--encoding", help="if neither UTF-8 nor UTF-16 with its mark: cp949, ...")
-    p.add_argument("--force", action="store_true", help="replace files that are there already")
-    args = p.parse_args(argv)
-
-    if not args.file.is_file():
-        p.error(f"{args.file}: no such file")
-    names = ["translated.tsv"] if args.translation else ["train.tsv", "dev.tsv", "test.tsv"]
-    if len(args.out.parts) < 3 or args.out.name not in names:
-        p.error(f"--out {args.out}: give <root>/<task>/<lang>/{' or '.join(names)}")
-    if not args.label and (args.rename or not args.translation):
-        p.error("--label: name its column; only pairs for an aligner (--translation) need none")
-    if bool(args.translation_b) != bool(args.translation and args.text_b):
-        p.error("--translation-b: goes with --text-b and --translation, and they with it")
-    if args.split and (args.out.name != "train.tsv" or not 0 < args.split < 1):
-        p.error(f"--split {args.split:g}: a share such as 0.1, to cut dev.tsv off train.tsv")
-    return args
-
-
-def next_command(out):
-    root, task, lang = out.parents[2], out.parents[1].name, out.parent.name
-    if lang == "en":
-        return (
-            f"python step1_embed.py --model xlm-roberta-base --data {root} --task {task} "
-            f"--out runs/{task}"
-        )
-    script = "step2_align.py" if out.name == "translated.tsv" else "eval.py"
-    return f"python {script} --lang {lang} --out runs/{task}"
+    return new_names
 
 
 def main(argv=None):
-    args = get_args(argv)
+    raw = argparse.RawDescriptionHelpFormatter
+    p = argparse.ArgumentParser("data/convert.py", description=__doc__, formatter_class=raw)
+    flag = p.add_argument
+    flag("file", type=Path, help="your file, with column names in its first line")
+    flag("--text", required=True, help="column of the text, or of a pair's first text")
+    flag("--text-b", help="column of a pair's second text, such as NLI's hypothesis")
+    flag("--label", help="column of the label; only --translation works without it")
+    flag("--translation", help="column of the text's translation, for translated.tsv")
+    flag("--translation-b", help="column of the second text's translation")
+    flag("--rename", type=renames, default={}, help="labels to keep: --rename=-1=bad,1=good")
+    flag("--out", type=Path, required=True, help="<root>/<task>/<lang>/train.tsv, ...")
+    flag("--split", type=float, default=0, help="share of the texts for dev.tsv (default: 0)")
+    flag("--encoding", help="such as cp949 (default: UTF-8, or UTF-16 by its byte order mark)")
+    flag("--force", action="store_true", help="replace existing files")
+    args = p.parse_args(argv)
+
     header = [name for name in COLUMNS if name == "label" or getattr(args, name)]
-    names = [getattr(args, name) for name in header]  # the file's names of them
-    paths = [args.out, args.out.with_name("dev.tsv")] if args.split else [args.out]
-    for path in paths:
-        if path.exists() and not args.force:
-            raise UserError(f"{path} is there already; change --out, or replace it with --force")
+    names = [getattr(args, name) for name in header]  # their names in the file
+    forms = {"train.tsv": ROWS, "dev.tsv": ROWS, "test.tsv": ROWS, "translated.tsv": PAIRS}
+    out, folder, lang = args.out, args.out.parent.parent, args.out.parent.name
+    fits = " ".join(header) in forms.get(out.name, ()) and not (args.translation and lang == "en")
+    if not fits or not folder.name:
+        files = "{train,dev,test}.tsv; for --translation (pairs: and -b) <target>/translated.tsv"
+        raise UserError(f"--out {out}: expected <root>/<task>/<lang>/{files}")
+    if len({*names}) < len(names) or not (args.label or args.translation and not args.rename):
+        raise UserError("each flag needs its own column; only --translation works without --label")
+    if not 0 <= args.split < 1 or args.split and out.name != "train.tsv":
+        raise UserError(f"--split {args.split:g}: expected a share such as 0.1, for train.tsv")
+    paths = [out, out.with_name("dev.tsv")] if args.split else [out]
+    if old := [path for path in paths if path.exists() and not args.force]:
+        raise UserError(f"{old[0]} exists; change --out, or replace it with --force")
 
-    records = read(args.file, args.encoding, [name for name in names if name])
-    rows, labels, dropped = select(records, names, args.rename)
-    if lost := [old for old in args.rename if old not in labels]:
-        raise UserError(f"--rename: no label {lost[0]!r} in {args.file}; it has {quoted(labels)}")
-    if not rows:
-        found = f"no row of {len(records):,} is left; labels: {quoted(labels)}"
-        raise UserError(f"{args.file}: {found}")
-    parts = split(rows, args.split) if args.split else [rows]
+    cells = read(args.file, args.encoding, names)
+    rows, dropped = select(cells, names, args.rename, args.file)
+    reasons = [f"dropped {sum(c.values()):,} {why}: {quoted(c)}" for why, c in dropped.items()]
+    first = list(dict.fromkeys(row[1].casefold() for row in rows))  # its rows stay in one file
+    held = {first[i] for i in fixed_order(len(first))[: round(args.split * len(first))]}
+    train = [row for row in rows if row[1].casefold() not in held]
+    parts = [train, [row for row in rows if row[1].casefold() in held]][: len(paths)]
     if not all(parts):
-        raise UserError(f"--split {args.split}: {len(rows)} rows are too few; leave it out")
-
+        left = "; ".join([f"{len(rows):,} of {len(cells):,} rows are left", *reasons])
+        raise UserError(f"{args.file}: too few rows: {left}")
     for path, part in zip(paths, parts):
         write_atomic(path, "".join("\t".join(row) + "\n" for row in [header, *part]).encode())
-    print(f"convert | {args.file}: {len(records):,} rows")
-    for why, count in dropped.items():
-        print(f"dropped {count:,} {why}")
+
+    labels = Counter(row[0] for row in rows)
+    print(f"convert | {args.file}: {len(cells):,} rows", *reasons, sep="\n")
     if args.label:
-        print(f"labels: {quoted(Counter(row[0] for row in rows))}")
-    for path, part in zip(paths, parts):
-        print(f"-> {path}: {len(part):,} rows")
-    doubt = doubts(rows, labels, args.rename) if args.label else ""
-    warn_if(doubt, doubt)
-    if not doubt:
-        print(f"next: {next_command(args.out)}")
+        print(f"labels: {quoted(labels)}")
+    print(*(f"-> {path}: {len(part):,} rows" for path, part in zip(paths, parts)), sep="\n")
+    scores = len(labels) > 10 and any(re.fullmatch(r"-?\d*\.\d+", label) for label in labels)
+    if args.label and (scores or not 1 < len(labels) <= len(rows) / 10 + 2):
+        what = f"number of classes in {len(rows):,} rows: {len(labels):,}"
+        warn(f"{what}; is --label the label's column? Scores, ids and free text are no classes")
+    if broken := sum("\ufffd" in "".join(row) for row in rows):
+        warn(f"rows with the character \ufffd, lost in an earlier conversion: {broken:,}")
+    if several := len(rows) - len({row[1:] for row in rows}):
+        warn(f"rows whose text also has another label: {several:,}; each row should have one label")
+    task, step = shlex.quote(folder.name), "step2_align.py" if args.translation else "eval.py"
+    step = f"{step} --lang {lang}"
+    if lang == "en":
+        data = f"--data {shlex.quote(str(folder.parent))} --task {task}"
+        step = f"step1_embed.py --model intfloat/multilingual-e5-small --lr 1e-4 {data}"
+    print(f"next: python {step} --out runs/{task}")
 
 
 if __name__ == "__main__":

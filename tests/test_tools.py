@@ -1,4 +1,4 @@
-"""The data tools: convert.py, translate.py on tiny random models."""
+"""The data tools: experiments.py, plot.py and translate.py on tiny random models."""
 
 import contextlib
 import io
@@ -43,104 +43,13 @@ def write(path, *rows):
     path.write_text("".join("\t".join(row) + "\n" for row in rows), encoding="utf-8")
 
 
-# convert.py
-@pytest.fixture
-def go(tmp_path):
-    """Write bytes to a file, convert it, return the rows of train.tsv without the header."""
-
-    def run(content, *args, columns=("--text", "text", "--label", "stars")):
-        (tmp_path / "a.txt").write_bytes(content)
-        out = tmp_path / "mine/reviews/en/train.tsv"
-        convert.main([str(tmp_path / "a.txt"), *columns, "--out", str(out), *args])
-        return table(out)[1:]
-
-    return run
-
-
-@pytest.mark.parametrize(
-    "content",
-    [
-        'id,stars,text\r\n1,5,"""good"", he said;\r\n\ttwice"\r\n2,1,bad\r\n',
-        'sep=;\r\nid;stars;text\r\n1;5;"""good"", he said; twice"\r\n2;1;bad\r\n;;\r\n',  # Excel
-        'stars\ttext\n5\t"""good"", he said; twice"\n1\tbad\n',  # Excel's tab export
-        'stars\ttext\n5\t"good", he said; twice\n1\tbad\n',  # quotes are quotes
-        'stars,text\n5,"\\"good\\", he said; twice"\n1,bad\n',
-    ],
-)
-def test_any_delimiter_and_quoting(go, content):
-    assert go(content.encode()) == [["5", '"good", he said; twice'], ["1", "bad"]]
-
-
-def test_encodings_and_composed_text(go):
-    for encoding, args in (("utf-8-sig", ()), ("utf-16", ()), ("cp949", ("--encoding", "cp949"))):
-        text = "stars,text\n좋음,새 영화\n나쁨,옛 영화\n"
-        written = text if args else unicodedata.normalize("NFD", text)
-        rows = go(written.encode(encoding), "--force", *args)
-        assert rows == [["좋음", "새 영화"], ["나쁨", "옛 영화"]]
-
-
-def test_rows_are_renamed_dropped_and_counted(go, capsys):
-    content = b"stars,text\n5,good\n5 ,good\n1,bad\nstars,text\n3,so so\n1,\n,lost\n"
-    assert go(content, "--rename", "1=neg,5=pos") == [["pos", "good"], ["neg", "bad"]]
-    out = capsys.readouterr().out
-    for told in ("the same", "the header again", "label --rename", "without a text or label"):
-        assert re.search(f"dropped {1 + ('without' in told)} .*{told}", out)
-    assert "labels: 'pos' 1, 'neg' 1" in out
-    assert re.search("next: python step1_embed.py .*/mine --task reviews", out)
-
-
-def test_split_keeps_rows_of_one_premise_on_one_side(go, tmp_path):
-    rows = [f"n,premise {i // 3},hypothesis {i}" for i in range(60)]
-    columns = ("--text", "a", "--text-b", "b", "--label", "l")
-    train = go("\n".join(["l,a,b", *rows]).encode(), "--split", "0.2", columns=columns)
-    dev = table(tmp_path / "mine/reviews/en/dev.tsv")[1:]
-    assert len(train) == 48 and len(dev) == 12 and len({tuple(row) for row in train + dev}) == 60
-    assert not {row[1] for row in train} & {row[1] for row in dev}
-
-
-def test_pairs_without_labels_become_translated_tsv(tmp_path, capsys):
-    source, out = tmp_path / "a.tsv", tmp_path / "mine/t/ko/translated.tsv"
-    write(source, ["en", "ko"], ["a", "가"], ["b", "나"])
-    convert.main([str(source), "--text", "en", "--translation", "ko", "--out", str(out)])
-    assert table(out) == [["label", "text", "translation"], ["", "a", "가"], ["", "b", "나"]]
-    assert "next: python step2_align.py --lang ko --out runs/t" in capsys.readouterr().out
-
-
-def test_labels_that_a_task_cannot_have_are_a_warning(go, tmp_path, capsys):
-    for labels, told in (
-        (["5"], "one label only"),
-        (range(30), "30 classes in 30 rows; is --label the label's column"),
-        (["Good", "good", "1"], "'Good' and 'good' look alike; .* Good=Good,good=Good,1=1"),
-    ):
-        rows = [{"stars": labels[i % len(labels)], "text": f"film {i}"} for i in range(30)]
-        content = "\n".join(map(json.dumps, rows)).encode()
-        rows = go(content, "--force")
-        out, err = capsys.readouterr()
-        assert len(rows) == 30 and re.search(told, err) and "next:" not in out
-    refuse(lambda _: go(content), match="is there already; .*--force")
-    assert table(tmp_path / "mine/reviews/en/train.tsv")[1:] == rows
-    assert {row[0] for row in go(content, *err.split(" by ")[1].split())} == {"Good", "1"}
-    assert "next:" in capsys.readouterr().out
-
-
 # What a user does wrong with these tools, and experiments.py, plot.py, toy.py
-CONVERT = "in.csv --text text --label stars --out mine/t/en/train.tsv "
 RUN = "--out r --lang ko "
 
 
 @pytest.mark.parametrize(
     "tool, args, content, match",
     [
-        (convert, CONVERT, b"id,review\n1,a\n", "no column 'stars'; its columns are: id, review"),
-        (convert, CONVERT, b"stars,text\n1,\xbf\xb5\n", "csv:2: not utf-8; .*, such as cp949"),
-        (convert, CONVERT, b"stars,text\n1,a,b\n5,c\n", "csv:2: not the 2 cells of the header"),
-        (convert, CONVERT, b"stars,text\n1,\n", "no row of 1 is left; labels: '1' 1"),
-        (convert, CONVERT + "--rename 1=a", b"stars,text\n2,a\n", "no label '1' .* has '2' 1"),
-        (convert, CONVERT + "--out train.tsv", b"", "train.tsv: give <root>/<task>/<lang>"),
-        (convert, CONVERT, b"PAR1\x15", "a parquet file, not text; save the table as CSV"),
-        (convert, CONVERT, b"\xd0\xcf\x11\xe0\0", "an old Excel workbook, not text"),
-        (convert, CONVERT, b'{"a": [{"stars": 1, "text": "a"}]}', "one object; give the list"),
-        (convert, CONVERT, b'[{"stars": 1, "text": {}}]', "object 1: 'text' holds an object"),
         (experiments, "", b"", "give --out, .* and --lang"),
         (experiments, RUN + "ko/", b"", "--lang 'ko/': give a language code"),
         (experiments, RUN + "--n 20 0", b"", "--n 0: give 1 or more"),

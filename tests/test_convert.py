@@ -1,0 +1,168 @@
+"""data/convert.py: any usual CSV, TSV or JSON becomes our files, and no row or label changes unsaid."""
+
+import contextlib
+import io
+import json
+import re
+import sys
+import unicodedata
+
+import pytest
+from conftest import ROOT
+
+sys.path.insert(1, str(ROOT / "data"))
+
+import common
+from data import convert
+
+
+def table(path):
+    return [line.split("\t") for line in path.read_text(encoding="utf-8").split("\n")[:-1]]
+
+
+@pytest.fixture
+def go(tmp_path):
+    """Write a file, convert it, return the rows of train.tsv without the header."""
+
+    def run(content, *args, columns=("--text", "text", "--label", "stars")):
+        (tmp_path / "in.txt").write_bytes(content if type(content) is bytes else content.encode())
+        out = tmp_path / "mine/reviews/en/train.tsv"
+        convert.main([str(tmp_path / "in.txt"), *columns, "--out", str(out), "--force", *args])
+        return table(out)[1:]
+
+    return run
+
+
+def json_lines(labels, rows=30):
+    """JSON lines whose labels repeat `labels`."""
+    rows = [{"text": f"film {i}", "stars": labels[i % len(labels)]} for i in range(rows)]
+    return "\n".join(map(json.dumps, rows))
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        'id,stars,text\r\n1,5,"""good"", he said;\r\n\ttwice"\r\n2,1,bad\r\n',
+        'sep=;\r\nid;stars;text\r\n1;5;"""good"", he said; twice"\r\n2;1;bad\r\n;;\r\n',  # Excel
+        'stars\ttext\n5\t"""good"", he said; twice"\n1\tbad\n',  # Excel's tab export
+        'stars\ttext\n5\t"good", he said; twice\n1\tbad\n',  # quotes are quotes
+        'stars,text\n5,"\\"good\\", he said; twice"\n1,bad\n',
+        '[{"stars": 5, "text": "\\"good\\", he said;\\ttwice"},\n{"stars": 1, "text": "bad"}]',
+    ],
+)
+def test_any_delimiter_and_quoting(go, content):
+    assert go(content) == [["5", '"good", he said; twice'], ["1", "bad"]]
+
+
+def test_encodings_and_composed_text(go):
+    for encoding, args in (("utf-8-sig", ()), ("utf-16", ()), ("cp949", ("--encoding", "cp949"))):
+        text = "stars,text\n좋음,새 영화\n나쁨,옛 영화\n"
+        written = text if args else unicodedata.normalize("NFD", text)
+        assert go(written.encode(encoding), *args) == [["좋음", "새 영화"], ["나쁨", "옛 영화"]]
+
+
+def test_no_quote_swallows_rows(go, capsys):
+    rows = [f"{('pos', 'neg')[i % 2]}\troom {i}" for i in range(60)]
+    rows[10], rows[25] = 'pos\t"Lovely stay', 'neg\tonly 19"'
+    assert ["neg", "room 11"] in go("\n".join(["stars\ttext", *rows]))
+    assert "the quotes in " in capsys.readouterr().out
+    rows[15] += "\tand more"  # without quoting this line is too wide
+    assert len(go("\n".join(["stars\ttext", *rows]))) == 45
+    assert "txt:12: a quoted cell holds lines that look like" in capsys.readouterr().err
+    texts = [f'"first {i}, yes\nsecond, pos\nthird",{("pos", "neg")[i % 2]}' for i in range(20)]
+    assert go("\n".join(["text,stars", *texts]))[1] == ["neg", "first 1, yes second, pos third"]
+    assert not capsys.readouterr().err
+
+
+def test_rows_are_renamed_dropped_and_counted(go, capsys):
+    content = "stars,text\n5,good\n5 ,good\n1,bad\nstars,text\n3,so so\n1,\n,lost\n1,NaN\n"
+    assert go(content, "--rename", "1=neg,5=pos") == [["pos", "good"], ["neg", "bad"]]
+    out = capsys.readouterr().out
+    for why in ("1 equal to an earlier row: 'good' 1", "1 repeating the header", "1 with a label"):
+        assert f"dropped {why}" in out
+    assert "3 without a text or label: '' 2, 'NaN' 1" in out and "labels: 'pos' 1, 'neg' 1" in out
+    assert re.search("next: python step1_embed.py --model intfloat/.* --task reviews", out)
+
+
+def test_what_programs_write_for_missing_is_no_label_unless_it_is_named(go):
+    missing = [None, float("nan"), "None", "NA", "N/A", "<NA>", "NULL", "null", "#N/A", " ", []]
+    assert {row[0] for row in go(json_lines(["pos", "neg", *missing]))} == {"pos", "neg"}
+    rows = go(json_lines(["pos", "None"]), "--rename", "pos=pos,None=neutral")
+    assert {row[0] for row in rows} == {"pos", "neutral"}
+
+
+def test_spellings_of_a_number_are_one_label(go, capsys):
+    assert {row[0] for row in go(json_lines(["1", 1.0, "+1", "01", 1, -1, "-1.0"]))} == {"1", "-1"}
+    assert "same number" in capsys.readouterr().err
+    rows = go(json_lines(["1.0", "-1.0"]), "--rename=-1=negative,1=positive")
+    assert {row[0] for row in rows} == {"positive", "negative"}
+    assert {row[0] for row in go(json_lines([True, "False"]))} == {"true", "false"}
+    rows = go(json_lines([["1.5"], "['2']", '["10"]']))
+    assert {row[0] for row in rows} == {"1.5", "2", "10"}  # lists of one
+
+
+def test_split_keeps_rows_of_one_premise_on_one_side(go, tmp_path):
+    rows = [f"n,premise {i // 3},hypothesis {i}" for i in range(60)]
+    columns = ("--text", "a", "--text-b", "b", "--label", "l")
+    train = go("\n".join(["l,a,b", *rows]), "--split", "0.2", columns=columns)
+    dev = table(tmp_path / "mine/reviews/en/dev.tsv")[1:]
+    assert len(train) == 48 and len(dev) == 12 and len({tuple(row) for row in train + dev}) == 60
+    assert not {row[1] for row in train} & {row[1] for row in dev}
+
+
+def test_pairs_without_labels_become_translated_tsv(tmp_path, capsys):
+    source, out = tmp_path / "a.tsv", tmp_path / "mine/t/ko/translated.tsv"
+    source.write_text("en\tko\na\t가\nb\t나\n", encoding="utf-8")
+    flags = [str(source), "--text", "en", "--translation", "ko", "--out", str(out)]
+    convert.main(flags)
+    assert table(out) == [["label", "text", "translation"], ["", "a", "가"], ["", "b", "나"]]
+    assert "next: python step2_align.py --lang ko --out runs/t" in capsys.readouterr().out
+    with pytest.raises(common.UserError, match="exists; .*--force"):
+        convert.main(flags)
+
+
+def test_labels_that_are_no_classes_are_a_warning(go, capsys):
+    for labels, match in (
+        (["5"], "classes in 300 rows: 1; is --label the label's column"),
+        ([*range(300)], "classes in 300 rows: 300; is --label the label's column"),
+        ([i / 10 for i in range(12)], "classes in 300 rows: 12; .* Scores, ids"),
+    ):
+        go(json_lines(labels, 300))
+        assert re.search(match, capsys.readouterr().err)
+    go("stars,text\n1,a\n5,a\n1,b\n5,c\n")
+    assert "rows whose text also has another label: 1" in capsys.readouterr().err
+
+
+CSV = b"stars,text\n1,a\n5,b\n"
+
+
+@pytest.mark.parametrize(
+    "content, args, match",
+    [
+        (b"id,review\n1,a\n", "", "no column 'stars'; its columns are: id, review"),
+        (b"stars,text\n1,\xbf\xb5\n", "", "txt:2: not utf-8 text; .* such as cp949"),
+        (b"stars,text\n1,a,b\n5,c\n", "", "txt:2: not the 2 cells of the header"),
+        (b'"stars","text"\n"1","a"\n"5","b "c" d"\n', "", "txt:3: .* a quote that does not end"),
+        (b"stars,text\n1,\n", "", "0 of 1 rows are left; dropped 1 without a text or label"),
+        (CSV, "--rename 2=a", "no label '2' .* has '1' 1, '5' 1"),
+        (CSV, "--rename 1=a,1.0=b", "is not like 1=negative,5=positive"),
+        (CSV, "--out train.tsv", "train.tsv: expected <root>/<task>/<lang>"),
+        (CSV, "--text stars", "each flag needs its own column"),
+        (CSV, "--split 10", "--split 10: expected a share"),
+        (json_lines([["a", "b"]]), "", "object 1: several labels per row"),
+        (json_lines(["a|b", "a", "b"]), "", r"several labels per row, such as 'a\|b'"),
+        (json_lines(["Good", "good", "bad"]), "", "labels look alike .* --rename"),
+        (json_lines([{"a": 1}]), "", "object 1 holds an object"),
+        (b'{"stars": 1, "text": "a"}\n{"stars": 1, "text": "\\ud83d"}', "", "object 2 .*half an"),
+        (b'{"stars": 1, "text": "a"}\n{"stars": 1,', "", "txt:2: .*JSON objects, one per line"),
+    ],
+)
+def test_mistakes(tmp_path, content, args, match):
+    (tmp_path / "in.txt").write_bytes(content if type(content) is bytes else content.encode())
+    out, err = tmp_path / "mine/t/en/train.tsv", io.StringIO()
+    flags = f"--text text --label stars --out {out} {args}".split()
+    with pytest.raises(SystemExit) as caught, contextlib.redirect_stderr(err):
+        common.run(lambda: convert.main([str(tmp_path / "in.txt"), *flags]))
+    assert caught.value.code == 2 and err.getvalue().count("error: ") == 1, err.getvalue()
+    assert re.search(match, err.getvalue().rstrip().split("\n")[-1]), err.getvalue()
+    assert [*tmp_path.iterdir()] == [tmp_path / "in.txt"]  # nothing was written
