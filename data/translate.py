@@ -149,13 +149,14 @@ def use_own_file(tokenizer, file, texts):
 
 
 def load_model(name, texts):
-    """Return (model in fp32, tokenizer) of a hub name or folder. Raises UserError if weights are
-    missing, or a tokenizer that knows the words of `texts`."""
+    """Return (model in fp32, tokenizer, folder) of a hub name or folder. Raises UserError if weights
+    are missing, or a tokenizer that knows the words of `texts`."""
     warnings.filterwarnings("ignore", message="Recommended: pip install sacremoses")
     options = {"dtype": torch.float32, "trust_remote_code": False, "output_loading_info": True}
     try:
         tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
-        use_own_file(tokenizer, folder_of(name) / "tokenizer.json", texts)
+        folder = Path(cached_file(name, "config.json")).parent  # of a hub name: the local snapshot
+        use_own_file(tokenizer, folder / "tokenizer.json", texts)
         model, loaded = AutoModelForSeq2SeqLM.from_pretrained(name, **options)
         if missing := sorted(loaded["missing_keys"]):  # tied weights are not among them
             raise ValueError(f"its file lacks {len(missing)} weights, such as {missing[0]}")
@@ -166,18 +167,13 @@ def load_model(name, texts):
         why = " ".join(str(err).split()).split(". ")[0][:200]
         hint = "give a translation model; some need pip install sentencepiece protobuf"
         raise UserError(f"--model {name}: {why}; {hint}")
-    return model, tokenizer
+    return model, tokenizer, folder
 
 
-def folder_of(name):
-    """Return a model's folder; for a hub name, the snapshot in the local cache."""
-    return Path(cached_file(name, "config.json")).parent
-
-
-def model_digest(name):
+def model_digest(folder):
     """Return the digest of the files in a model's folder on which translations depend."""
     kinds = ".json", ".safetensors", ".bin", ".model", ".spm"
-    paths = sorted(path for path in folder_of(name).iterdir() if path.suffix in kinds)
+    paths = sorted(path for path in folder.iterdir() if path.suffix in kinds)
     files = [np.memmap(path, mode="r") for path in paths if path.stat().st_size]
     return digest_of(*(hashlib.sha256(file).digest() for file in files))
 
@@ -187,7 +183,7 @@ class Translator:
 
     def __init__(self, args, texts):
         self.device, self.dtype, self.machine = pick_device(args)
-        self.model, self.tokenizer = load_model(args.model, texts)
+        self.model, self.tokenizer, self.folder = load_model(args.model, texts)
         self.model.to(self.device).eval()
         positions = getattr(self.model.config, "max_position_embeddings", None) or 512
         self.max_len = min(positions, self.tokenizer.model_max_length)  # tokens of a source
@@ -305,8 +301,7 @@ def tsv(table):
 
 
 def doubts_of(sources, translations):
-    """Return warnings on translations that repeat their source, are alike, have an odd length, or share
-    a beginning or end that nothing in their sources explains (an LLM's preamble)."""
+    """Return warnings about copied, equal, too long or short translations, and an LLM's preamble."""
     pairs, doubts = dict(zip(sources, translations)), []
 
     def doubt(texts, words):
@@ -334,9 +329,8 @@ def doubts_of(sources, translations):
             group = [a for b, a in source_of.items() if b.startswith(words)]
             own = max(len(shared([a[::way] for a in group], 0.5)) for way in (1, -1))
             inside = Counter(word for a in group for word in set(a.split()))
-            often = [word for word in inside if inside[word] > len(group) / 2]
-            factor = 2 * len(group) / len(pairs)
-            explained = any(inside[word] > factor * everywhere[word] for word in often)
+            usual = {w: max(0.5, 2 * everywhere[w] / len(pairs)) * len(group) for w in inside}
+            explained = any(inside[word] > usual[word] for word in inside)
             if len(words) > 1.5 * ratio * own and not explained:
                 doubt(group, f"{place} with {words[::step][:50]!r}")
                 break
@@ -388,7 +382,7 @@ def by_model(args, header, rows):
     sentences = list(dict.fromkeys(text for row in rows.values() for text in row[1:]))
     translator = Translator(args, sentences[:1_000])
     settings = {name: getattr(args, name) for name in ("lang", "lang_code", "beams", "amp")}
-    settings |= {"model": model_digest(args.model), "max_new_tokens": args.max_new_tokens}
+    settings |= {"model": model_digest(translator.folder), "max_new_tokens": args.max_new_tokens}
     work = Work(args, **settings)
     done = sum(text in work.done for text in sentences)
     say(f"{translator.machine} | {args.model}: English to {translator.code}")
@@ -400,8 +394,9 @@ def by_model(args, header, rows):
     except KeyboardInterrupt:
         raise KeyboardInterrupt("interrupted; the same command continues from the last save")
     if cut := sum(work.done[text][1] for text in sentences):
-        most = f"--max-new-tokens {args.max_new_tokens}, the model's {translator.max_len}"
-        warn(f"{cut} translations or their sources were cut at so many tokens: {most}")
+        hint = f"raise --max-new-tokens {args.max_new_tokens}"
+        hint += f", or shorten texts of over {translator.max_len} tokens"
+        warn(f"{cut} translations or their sources were cut; {hint}")
     return work, {key: [work.done[text][0] for text in row[1:]] for key, row in rows.items()}
 
 
