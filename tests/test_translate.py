@@ -1,0 +1,231 @@
+"""data/translate.py on tiny random models of the families that it supports."""
+
+import json
+import random
+import re
+import shutil
+import unicodedata
+
+import pytest
+import torch
+import transformers as hf
+from conftest import WORDS, cipher, make_tokenizer, write
+from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
+from transformers.models.nllb.tokenization_nllb import FAIRSEQ_LANGUAGE_CODES as NLLB
+
+from common import UserError, fixed_order
+from data import translate
+
+FAST = "--device", "cpu", "--amp", "off", "--beams", 2, "--max-new-tokens", 8
+LETTERS = ["<s>", "<pad>", "</s>", "<unk>", "▁", *map(chr, range(97, 123))]
+
+
+def save_model(folder, tokenizer, kind, **config):
+    """Save a random model that answers each sentence with other words, and no special tokens."""
+    torch.manual_seed(1)
+    config |= {"pad_token_id": 1, "eos_token_id": 2, "decoder_start_token_id": 2, "d_model": 16}
+    config |= {"vocab_size": len(tokenizer), "tie_word_embeddings": False, "init_std": 1.0}
+    make = hf.MarianMTModel if kind == "Marian" else getattr(hf, f"{kind}ForConditionalGeneration")
+    model = make(getattr(hf, f"{kind}Config")(max_position_embeddings=40, **config))
+    with torch.no_grad():
+        names = tokenizer.get_vocab().items()
+        model.lm_head.weight[[i for name, i in names if not name.strip("▁").isalpha()]] = 0
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def madlad_tokenizer():
+    """Return one whose <unk> comes first and that falls back to bytes, as T5's class does not."""
+    pieces = ["<unk>", "<s>", "</s>", "▁", "<2ko>", "<2iw>", *(f"▁{word}" for word in WORDS)]
+    scores = [(piece, -1.0) for piece in pieces + [f"<0x{byte:02X}>" for byte in range(256)]]
+    core = Tokenizer(models.Unigram(scores, unk_id=0, byte_fallback=True))
+    core.pre_tokenizer, core.decoder = pre_tokenizers.Metaspace(), decoders.Metaspace()
+    core.post_processor = processors.TemplateProcessing("$A </s>", special_tokens=[("</s>", 2)])
+    names = {"unk_token": "<unk>", "pad_token": "<s>", "eos_token": "</s>"}
+    return hf.PreTrainedTokenizerFast(tokenizer_object=core, **names)
+
+
+@pytest.fixture(scope="module")
+def hub(tmp_path_factory):
+    """{family: folder of a tiny model}."""
+    base, codes = tmp_path_factory.mktemp("hub"), [">>kor<<", ">>cmn_Hans<<", ">>cmn_Hant<<"]
+    nllb = hf.NllbTokenizer(vocab={letter: i for i, letter in enumerate(LETTERS)}, merges=[])
+    mbart = hf.MBart50Tokenizer(vocab=[(letter, -1.0) for letter in LETTERS[1:]], src_lang="fr_XX")
+    opus = make_tokenizer([*WORDS, *codes], max_len=40)
+    opus.add_tokens(codes, special_tokens=True)
+    size = {"encoder_layers": 2, "decoder_layers": 2, "encoder_ffn_dim": 32, "decoder_ffn_dim": 32}
+    size |= {"encoder_attention_heads": 2, "decoder_attention_heads": 2}
+    t5 = {"d_kv": 8, "d_ff": 32, "num_heads": 2, "initializer_factor": 9.0}
+    madlad = save_model(base / "madlad", madlad_tokenizer(), "T5", **t5)
+    path = madlad / "tokenizer_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"tokenizer_class": "T5Tokenizer"}))
+    return {
+        "nllb": save_model(base / "nllb", nllb, "M2M100", **size),
+        "mbart": save_model(base / "mbart", mbart, "MBart", **size),
+        "opus": save_model(base / "opus", opus, "Marian", **size),
+        "madlad": madlad,
+    }
+
+
+@pytest.fixture
+def data(tmp_path):
+    """Task `mood` of 60 rows; task `pair` of 12 rows on 4 premises, one of them twice."""
+    rng = random.Random(0)
+    texts = [" ".join(rng.choices(WORDS, k=rng.randrange(3, 12))) for _ in range(64)]
+    write(tmp_path / "mood/en/train.tsv", "label text", [["x", text] for text in texts[:60]])
+    rows = [["e", texts[60 + i % 4], texts[i]] for i in range(12)]
+    write(tmp_path / "pair/en/train.tsv", "label text text_b", [rows[3], *rows])
+    return tmp_path
+
+
+def table(path):
+    return [line.split("\t") for line in path.read_text("utf-8").split("\n")[:-1]]
+
+
+def run(data, *args, task="mood"):
+    """Run the script on Korean; return the rows of translated.tsv in the order of --n, unlabelled."""
+    translate.main(["--data", str(data), "--task", task, "--lang", "ko", *map(str, args)])
+    rows = table(data / task / "ko/translated.tsv")[1:]
+    return [rows[i][1:] for i in fixed_order(len(rows))]
+
+
+def english(data, n, task="mood"):
+    """Return the first n rows of train.tsv in the fixed order, without their labels."""
+    rows = list(dict.fromkeys(tuple(row[1:]) for row in table(data / task / "en/train.tsv")[1:]))
+    return [list(rows[i]) for i in fixed_order(len(rows))[:n]]
+
+
+# By a model
+FAMILIES = "nllb eng_Latn kor_Hang", "mbart en_XX ko_KR", "opus >>kor<< ", "madlad <2ko> "
+
+
+@pytest.mark.parametrize("family, source, target", [family.split(" ") for family in FAMILIES])
+def test_each_family_and_a_larger_n(hub, data, capsys, family, source, target):
+    args = "--model", hub[family], *FAST
+    small, large = run(data, *args, "--n", 10), run(data, *args, "--n", 20)
+    out, err = capsys.readouterr()
+    assert (
+        "20 distinct sentences, 10 done before" in out
+        and "20 translations or their sources were cut" in err
+    )
+    assert large[:10] == small and len({row[1] for row in large}) >= 10
+    assert [row[:1] for row in large] == english(data, 20) and "<" not in str(large)
+    assert ("T5Tokenizer differs from" in out) == (family == "madlad")
+    assert translate.compose("a <0xEA><0xB0><0x80> <0xEA>") == "a 가"
+    pairs = run(data, *args, task="pair")
+    assert "12 rows, 16 distinct sentences" in capsys.readouterr().out  # 4 premises
+    assert [row[:2] for row in pairs] == english(data, 12, "pair")
+
+    command = ["--data", "d", "--task", "t", "--lang", "ko", *map(str, args)]
+    made = translate.Translator(translate.get_args(command), ["a film"])
+    ids, own = made.tokenizer(f"{made.prefix}가").input_ids, made.tokenizer.get_vocab()
+    assert own[source] in ids and made.options.get("forced_bos_token_id") == own.get(target)
+    assert (own.get("<0xEA>") in ids) == (family == "madlad")
+
+
+def test_a_killed_run_continues_to_the_same_result(hub, data, monkeypatch):
+    args, generate, calls = ["--model", hub["opus"], *FAST], translate.Translator.generate, []
+    monkeypatch.setitem(translate.CHUNK, "cpu", 8)
+    whole = run(data, *args)
+    shutil.rmtree(data / "mood/ko")
+
+    def kill(self, batch):
+        calls.append(batch)
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        return generate(self, batch)
+
+    monkeypatch.setattr(translate.Translator, "generate", kill)
+    with pytest.raises(KeyboardInterrupt, match="the same command continues"):
+        run(data, *args)
+    assert not (data / "mood/ko/translated.tsv").exists()
+    assert run(data, *args) == whole and len(calls) == 4 + 5  # 8 chunks, 3 of them done before
+
+    work = next((data / "mood/ko").glob("*.json"))
+    work.write_text(re.sub(r'\["in [^"]*"', '[""', work.read_text("utf-8")), "utf-8")
+    rows = run(data, *args)  # empty translations are left out
+    assert rows == [row for row in whole if not row[1].startswith("in ")] and len(rows) < 60
+
+
+def test_work_belongs_to_the_content_of_a_model(hub, data, tmp_path, capsys):
+    folder = shutil.copytree(hub["opus"], tmp_path / "model")
+    args, file = ["--model", folder, "--n", 10, *FAST], folder / "model.safetensors"
+    old = run(data, "--model", hub["opus"], "--n", 10, *FAST)
+    assert run(data, *args) == old and "10 done before" in capsys.readouterr().out
+    weights = load_file(file)
+    save_file({name: tensor.flip(0) for name, tensor in weights.items()}, file, {"format": "pt"})
+    with pytest.raises(UserError, match="was not made by this model .* --force"):
+        run(data, *args)
+    assert run(data, *args, "--force") != old
+    del weights["model.decoder.layers.1.fc1.bias"]
+    save_file(weights, file, {"format": "pt"})
+    with pytest.raises(UserError, match="lacks 1 weights, such as model.decoder.layers.1.fc1.bias"):
+        run(data, *args)
+
+
+def test_languages_are_found_by_their_names():
+    for lang, code in {"jw": "jav", "mi": "mri", "mg": "plt", "nb": "nob", "yi": "ydd"}.items():
+        assert translate.find_code(NLLB, lang)[:3] == code
+    other = "an av br ce co cv dv fy gv kl kv kw la os rm se to ty ve wa"  # languages NLLB lacks
+    langs = {group.split("/")[0] for group in translate.NAMES.split()}.difference(other.split())
+    assert len({translate.find_code(NLLB, lang) for lang in langs}) == len(langs) == 136
+    assert translate.find_code(["iw", "no"], "he") == "iw"
+    for lang, close in {"jx": "jpn_Jpan jav_Latn", "bjn": "bjn_Arab bjn_Latn"}.items():
+        with pytest.raises(UserError, match=f"--lang {lang}: .*--lang-code .close: {close}"):
+            translate.find_code(NLLB, lang)
+
+
+# By somebody else
+def exchange(data, task, n, change):
+    """Export n rows, translate them, `change` the rows; return a function that merges them."""
+    out = data / f"{task}{n}.tsv"
+    translate.main(["--data", str(data), "--task", task, "--n", str(n), "--export", str(out)])
+    header, *rows = table(out)
+    header += [name.replace("text", "translation") for name in header[2:]]
+    rows = change([[*row, *map(cipher, row[2:])] for row in rows])
+    back = write(data / "back.tsv", " ".join(header), rows)
+    return lambda *args: run(data, "--n", n, "--merge", back, *args, task=task)
+
+
+def test_export_and_merge_keep_order_and_compose(data):
+    nfd = lambda rows: [[unicodedata.normalize("NFD", cell) for cell in row] for row in rows[::-1]]
+    merge = exchange(data, "pair", 12, nfd)
+    expected = [[*row, *map(cipher, row)] for row in english(data, 12, "pair")]
+    assert merge() == expected and merge() == expected  # its own file may be replaced
+
+
+MISTAKES = {
+    "tsv:12: id .* occurs twice": lambda rows: [*rows, rows[1]],
+    "tsv:2: id '2.0' is not among": lambda rows: [["2.0", *row[1:]] for row in rows],
+    "tsv:2: 'b' is .*without quotes": lambda rows: [[*row[:2], "b", row[3]] for row in rows],
+    "tsv:2: 3 columns, not 4": lambda rows: [row[:3] for row in rows],
+    "2 of 10 rows have no .*--skip": lambda rows: [[*rows[0][:3], ""], *rows[2:]],
+}
+
+
+def test_merge_names_what_is_wrong(data, capsys):
+    for match, change in MISTAKES.items():
+        merge = exchange(data, "mood", 10, change)
+        with pytest.raises(UserError, match=match):
+            merge()
+        assert not (data / "mood/ko").exists()
+        (data / "mood10.tsv").unlink()
+    assert len(merge("--skip")) == 8 and "2 of 10 rows are left out" in capsys.readouterr().err
+
+
+def test_doubts(data, capsys):
+    exchange(data, "mood", 20, lambda rows: [[*row[:3], "#NAME?"] for row in rows])()
+    out, err = capsys.readouterr()
+    assert "20 of 20 translations are the same, '#NAME?'" in err and out.count("\n    -> ") == 3
+    sources = [text for (text,) in english(data, 60)]
+    right = [cipher(text) for text in sources]
+    for texts, match in (
+        ([source.upper() for source in sources[:9]] + right[9:], "9 of 60 .* repeat"),
+        ([f"답: {text}" for text in right], "60 of 60 .* begin with '답: '"),
+        (right[:20] + [f"{text} (영어에서 번역)" for text in right[20:]], "40 of 60 .* end with"),
+        ([text * 9 for text in right[:3]] + right[3:], "3 of 60 .* three times too long"),
+    ):
+        [doubt] = translate.doubts_of(sources, texts)
+        assert re.search(match, doubt) and not translate.doubts_of(sources, right)
