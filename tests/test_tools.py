@@ -27,7 +27,7 @@ from tokenizers import processors
 sys.path.insert(1, str(ROOT / "data"))
 
 import common
-from data import convert, experiments, plot, prepare, translate
+from data import convert, prepare, translate
 
 
 def refuse(main, *args, match):
@@ -129,9 +129,8 @@ def test_labels_that_a_task_cannot_have_are_a_warning(go, tmp_path, capsys):
     assert "next:" in capsys.readouterr().out
 
 
-# What a user does wrong with these tools, and experiments.py, plot.py, toy.py
+# What a user does wrong with these tools
 CONVERT = "in.csv --text text --label stars --out mine/t/en/train.tsv "
-RUN = "--out r --lang ko "
 
 
 @pytest.mark.parametrize(
@@ -147,34 +146,14 @@ RUN = "--out r --lang ko "
         (convert, CONVERT, b"\xd0\xcf\x11\xe0\0", "an old Excel workbook, not text"),
         (convert, CONVERT, b'{"a": [{"stars": 1, "text": "a"}]}', "one object; give the list"),
         (convert, CONVERT, b'[{"stars": 1, "text": {}}]', "object 1: 'text' holds an object"),
-        (experiments, "", b"", "give --out, .* and --lang"),
-        (experiments, RUN + "ko/", b"", "--lang 'ko/': give a language code"),
-        (experiments, RUN + "--n 20 0", b"", "--n 0: give 1 or more"),
-        (experiments, "--table" + 11 * " r", b"[]", "11 run folders: give 10 at most"),
-        (experiments, "--table r", b"[{", "r/experiments.json: damaged; delete it"),
         (prepare, "nusax --lang jv --root in.csv", b"", "--root in.csv: a file; give a folder"),
     ],
 )
 def test_mistakes(tmp_path, monkeypatch, tool, args, content, match):
     monkeypatch.chdir(tmp_path)
-    Path("r").mkdir()
-    for name in ("in.csv", "r/experiments.json"):
-        Path(name).write_bytes(content)
+    Path("in.csv").write_bytes(content)
     refuse(tool.main, *args.split(), match=match)
-    assert len([*tmp_path.rglob("*")]) == 3  # nothing was written
-
-
-def test_means_over_ten_runs_and_their_interval(tmp_path, capsys):
-    record = {"lang": "ko", "method": "fc", "accuracy": 0.5, "interval": [0, 1], "ece": 0}
-    for i in range(10):
-        rows = [{**record, "n": n, "gain": i / 100, "ece_tempered": 0} for n in (25, 50)]
-        write(tmp_path / f"{i}/experiments.json", [json.dumps(rows)])
-    folders = [str(tmp_path / str(i)) for i in range(10)]
-    experiments.main(["--table", *folders])
-    half = 2.262 * 3.0277 / 10**0.5  # Student's t, and the standard deviation of 0 ... 9
-    assert f"50   10     50.00  +4.50       +- {half:.2f}" in capsys.readouterr().out
-    plot.main([*folders, "--out", str(tmp_path / "a.svg")])
-    assert "fc +4.5<" in (tmp_path / "a.svg").read_text()
+    assert len([*tmp_path.rglob("*")]) == 1  # nothing was written
 
 
 # prepare.py
