@@ -10,6 +10,7 @@
 Reads   <out>/ of step 1, and the task's en, <lang>/test, dev and translated.tsv.
 Writes  <out>/experiments.json, one record per method, language, n and seed. The same command adds what
         is missing, so that a stopped one continues.
+Expect  with --pool rows of --table for languages "seen", "unseen", and with "own" pairs, which --own adds.
 """
 
 import argparse
@@ -156,34 +157,36 @@ class Peer(Inside):
 
 def inside_of(*languages, kind, pool, n, subset, own, owner, lr, epochs):
     """Train A inside the LM, or distil the LM, on n pairs of each language in `pool` and `own` pairs of `owner`,
-    and yield the record of each language. The n of a pooled record is its number of own pairs."""
-    L, english, target = languages[0], [], []
+    and yield the record of each language; its n counts the language's own pairs."""
+    L, english, target, sizes = languages[0], [], [], {}
     counts = dict.fromkeys(pool, n) | ({owner: own} if own else {})
     for lang in sorted(counts):
         pairs = load_translated(L.info, lang, counts[lang], seed=subset)
-        english, target = english + pairs[0], target + pairs[1]
+        english, target, sizes[lang] = english + pairs[0], target + pairs[1], len(pairs[0])
     y, (train, held) = L.cache(english), hold_out(english)  # y = e(d_en), (n, D)
     texts, held_texts = [target[i] for i in train], [target[i] for i in held]
     torch.manual_seed(0)
     inside = Peer(L.encoder) if kind == "distilled" else Inside(L.encoder.lm)
     start = time.perf_counter()
     fit_inside(inside, L.encoder, texts, y[train], held_texts, y[held], epochs=epochs, lr=lr)
-    fields = {"seconds": time.perf_counter() - start, "subset": subset, "n": len(english)}
+    fields = {"seconds": time.perf_counter() - start, "subset": subset, "pool": pool, "own": own}
     fields["parameters"] = sum(p.numel() for p in inside.parameters() if p.requires_grad)
 
-    name = kind + (f", lr {lr:g}" if kind == "distilled" or lr != LR else "")
-    name += f", {epochs} epochs" if epochs else ""
-    if kind == "pool":
-        name = f"inside of {' '.join(pool)}{name[4:]}" + (f", {n} each" if n else "")
-        fields |= {"pool": pool, "own": own, "owner": owner, "n": own or None}
+    options = f", lr {lr:g}" if kind == "distilled" or lr != LR else ""
+    options += f", {epochs} epochs" if epochs else ""
     for L in languages:
+        name = kind + options
+        if kind == "pool":
+            role = "own" if L.lang == owner else "seen" if L.lang in pool else "unseen"
+            others = f" and {own} of another" if own and role != "own" else ""
+            each = f", {n} each" if n else ""
+            name = f"inside of {' '.join(pool)}{others}{each}{options}, {role}"
         dev_texts, dev_y = load_task(L.info, L.lang, "dev")
         with inside.on(L.encoder):
             test_x, dev_x = encode(L.encoder, L.test_texts), encode(L.encoder, dev_texts)
         fields["dev"] = (logits(L.english, dev_x).argmax(2) == dev_y).double().mean().item()
-        fields["seen"] = L.lang in counts
-        role = "own" if L.lang == owner else "seen" if L.lang in pool else "unseen"
-        yield L.record(f"{name}, {role}" if kind == "pool" else name, L.english, test_x, **fields)
+        fields |= {"n": sizes.get(L.lang), "seen": L.lang in sizes}
+        yield L.record(name, L.english, test_x, **fields)
 
 
 def read_records(folder):
@@ -258,8 +261,8 @@ def main(argv=None):
     kind("--inside", action="store_true", help="only A inside the LM, one per language")
     kind("--distil", action="store_true", help="only the LM trained on the pairs, one per language")
     kind("--pool", nargs="+", default=[], metavar="LANG", help="only A inside the LM, one for all")
-    own = "with --pool: so many pairs of one --lang join in (default: 0)"
-    flag("--own", nargs="+", type=int, default=[0], help=own)
+    own = "with --pool: add N pairs of one --lang at a time (default: 0)"
+    flag("--own", nargs="+", type=int, default=[0], metavar="N", help=own)
     flag("--lr", type=float, default=LR, help="learning rate of these three (default: 3e-3)")
     flag("--epochs", type=int, help="epochs of these three (default: at least 4 and 180 steps)")
     flag("--data", help="root of the data, if it moved since step 1")
@@ -290,7 +293,8 @@ def main(argv=None):
             if not todo:  # all are recorded
                 continue
             made = inside_of(*todo, **job) if kind else methods_of_n(*todo, n, subset)
-            for r in (made := [r | {"job": job} for r in made]):
+            made = [r | {"job": job} for r in made]
+            for r in made:
                 print(f"{r['lang']} {r['method']:28} n {r.get('n')} {r['accuracy']:.2%}")
             path = Path(args.out, "experiments.json")
             write_atomic(path, json.dumps(read_records(args.out) + made).encode())

@@ -33,23 +33,25 @@ def means(folders, pooled):
     first = read_records(folders[0])
     size = max((len(r.get("pool", [])) for r in first), default=0)
 
-    def line(r):
+    def line_of(r):
         """Return (line, n) of a record. --pooled draws the largest pool, with default settings."""
         if not pooled or r["method"] == "inside":
             return "own pairs alone" if pooled else r["method"], r.get("n")
-        pool, own = r.get("pool", []), r.get("own", 0)
+        pool, own = r.get("pool", []), r.get("own")
         name = f"inside of {' '.join(pool)}, {'own' if own else 'unseen'}"
         return "own pairs + relatives" if r["method"] == name and len(pool) == size else None, own
 
-    found = dict.fromkeys((r["lang"], *line(r)) for r in first)
-    found = dict.fromkeys((lang, n) for lang, name, n in found if name in [*COLOURS][:-1])
-    numbers = Counter(lang for lang, _ in found)  # numbers of pairs per language
+    found = {
+        (r["lang"], *line_of(r)) for r in first
+    }  # a language with no --pool record is left out
+    places = {(lang, n) for lang, name, n in found if name in [*COLOURS][:-1]}
+    numbers = Counter(lang for lang, _ in places)  # of points
     most = max(numbers.values(), default=0)
     if most < 2:
         flags = "--pool ... --own 0 25 50" if pooled else "--n 25 50 100"
         raise UserError(f"{folders[0]}: too few points; run data/experiments.py with {flags}")
-    langs = [lang for lang in numbers if numbers[lang] == most]
-    gains = collect(folders, langs, line)
+    langs = [lang for lang in dict.fromkeys(r["lang"] for r in first) if numbers[lang] == most]
+    gains = collect(folders, langs, line_of)
     points = {("own pairs alone", 0): (0, 0, len(folders))} if pooled else {}
     for name, n in gains:
         of_line = [{f for f, _ in runs} for (other, _), runs in gains.items() if other == name]
@@ -87,9 +89,8 @@ def draw(langs, points, pooled):
     for gain in range(low, high + 1, step):
         ends = at(ns[0], gain), at(ns[-1], gain)
         parts += [line(ends, GREY, 'stroke-opacity="0.3"')]
-        parts += [
-            text(LEFT - 8, ends[0][1] + 4, f"{gain:+d}" if gain else "0", 'text-anchor="end"')
-        ]
+        words = f"{gain:+d}" if gain else "0"
+        parts += [text(LEFT - 8, ends[0][1] + 4, words, 'text-anchor="end"')]
     parts += [text(at(n, low)[0], BOTTOM + 18, f"{n:,}", 'text-anchor="middle"') for n in ns]
     below = "translations of the task's own rows"
     parts += [text((LEFT + RIGHT) / 2, HEIGHT - 10, below, 'text-anchor="middle"')]
@@ -123,9 +124,7 @@ def main(argv=None):
     p.error, flag = one_line_error, p.add_argument
     flag("folders", nargs="*", metavar="OUT", help="run folders with experiments.json")
     flag("--below", nargs="+", metavar="OUT", help="run folders of a second panel")
-    flag(
-        "--pooled", nargs="+", metavar="OUT", help="run folders of a panel with and without --pool"
-    )
+    flag("--pooled", nargs="+", metavar="OUT", help="run folders of a panel on --pool")
     flag("--out", default="data/langalign.svg", help="the picture (default: data/langalign.svg)")
     args = p.parse_args(argv)
     chosen = (args.folders, False), (args.below, False), (args.pooled, True)
@@ -133,10 +132,9 @@ def main(argv=None):
     if not panels or not args.out.endswith(".svg"):
         p.error("run folders are needed, and for --out a name that ends in .svg")
     height = HEIGHT * len(panels)
-    size = f'width="{WIDTH}" height="{height}" viewBox="0 0 {WIDTH} {height}" font-size="13"'
-    svg = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" {size} font-family="sans-serif" fill="{GREY}">'
-    ]
+    size = f'width="{WIDTH}" height="{height}" viewBox="0 0 {WIDTH} {height}"'
+    style = f'font-family="sans-serif" font-size="13" fill="{GREY}"'
+    svg = [f'<svg xmlns="http://www.w3.org/2000/svg" {size} {style}>']
     for i, panel in enumerate(panels):
         svg += [f'<g transform="translate(0, {i * HEIGHT})">', *panel, "</g>"]
     write_atomic(args.out, "\n".join([*svg, "</svg>\n"]).encode())

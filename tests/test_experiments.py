@@ -51,7 +51,7 @@ def test_the_aligner_of_a_pool_is_tested_on_a_language_without_pairs(records):
     made = records(*pool, "0", "25", "--lang", "vi")
     roles = ["seen", "seen", "unseen", "seen", "seen", "own"]  # of ja, ko and vi
     assert [r["method"].split(", ")[-1] for r in made] == roles
-    assert [r["n"] for r in made] == 3 * [None] + 3 * [25]
+    assert [r["n"] for r in made] == [60, 60, None, 60, 60, 25]
     assert [r["seen"] for r in made] == [role != "unseen" for role in roles]
     assert len({r["accuracy"] for r in made[:3]}) == 1  # all three are the same cipher
     assert not records(*pool, "0") and not records(*pool, "25", "--lang", "vi")
