@@ -18,6 +18,7 @@ import copy
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -274,8 +275,8 @@ def bench_steps23(args):
 
 
 def bench_main(args):
-    block = (ROOT / "README.md").read_text("utf-8").split("python data/toy.py", 1)[1]
-    lines = re.findall(r"^python (.*?)(?: && \\)?$", block.split("```")[0], re.MULTILINE)
+    block = (ROOT / "README.md").read_text("utf-8").split("```sh\n", 1)[1].split("```")[0]
+    lines = [shlex.split(line, comments=True) for line in re.split(r"&& \\\n|\n", block)]
     own, total, model = args.data != TOY or args.quick, 0.0, args.model
     world = ["--model", str(Path(model).resolve()) if Path(model).exists() else model]
     world += ["--data", str(Path(args.data).resolve()), "--task", args.task]
@@ -283,9 +284,11 @@ def bench_main(args):
     with tempfile.TemporaryDirectory() as place:
         skip = shutil.ignore_patterns(".*", "runs", "toy", "real", "venv", "__pycache__")
         shutil.copytree(ROOT, f"{place}/copy", ignore=skip)
-        for line in lines if own else ["data/toy.py", *lines]:
+        for line in [" ".join(words[1:]) for words in lines if words[:1] == ["python"]]:
+            if own and line.startswith("data/toy.py"):
+                continue
             command = [sys.executable, *line.replace("--lang ko", f"--lang {args.lang}").split()]
-            if own:  # its world, and as many pairs as it has, up to the default
+            if own:  # its world, and all pairs
                 command = [word for word in command if word not in ("--n", "20000")]
                 command += world if "step1_embed.py" in command else []
             start, options = time.perf_counter(), {"capture_output": True, "text": True}

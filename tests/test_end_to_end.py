@@ -20,10 +20,9 @@ import common
 CORE = ["common.py", *SCRIPTS]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
-SHELL = "".join(block for kind, block in BLOCKS if kind == "sh")
-SHELL = SHELL.replace("&& \\\n", "\n").replace("\\\n", "")
-COMMANDS = [shlex.split(line, comments=True) for line in SHELL.splitlines()]
-COMMANDS = [words[1:] for words in COMMANDS if words[:1] == ["python"] and words[1:]]
+SHELL = "".join(block for kind, block in BLOCKS if kind == "sh").replace("\\\n", "")
+LINES = [line for line in re.split("&&|\n", SHELL) if line.strip().startswith("python ")]
+COMMANDS = [shlex.split(line, comments=True)[1:] for line in LINES]
 PYTHON = [block for kind, block in BLOCKS if kind == "python"]
 N = 300  # rows and pairs, in place of README's
 
@@ -45,8 +44,8 @@ def home(tmp_path_factory):
     home = tmp_path_factory.mktemp("home")
     first = next(i for i, words in enumerate(COMMANDS) if words[0] == "step1_embed.py")
     last = next(i for i, words in enumerate(COMMANDS) if words[0] == "eval.py")
-    inside = [["step2_align.py", "--arch", "inside", "--lang", "ko"]]
-    inside += [["step3_head.py", "--method", "rev", "--arch", "inside", "--lang", "ko"]]
+    inside = ["step2_align.py", "--arch", "inside", "--lang", "ko"]
+    inside = [inside, ["step3_head.py", *inside[1:]]]
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(home)
         patch.syspath_prepend(ROOT / "data")
@@ -141,8 +140,8 @@ def test_core_is_formatted():
 
 def test_layout_is_the_design_card_s():
     names = {path.name for path in ROOT.iterdir() if not path.name.startswith(".")}
-    made = {"runs", "venv", "__pycache__"}
-    assert names - made == {"README.md", "LICENSE", "requirements.txt", *CORE, "data", "tests"}
+    others = {"runs", "venv", "__pycache__", "findings"}
+    assert names - others == {"README.md", "LICENSE", "requirements.txt", *CORE, "data", "tests"}
 
 
 def test_imports_are_the_required_packages():
