@@ -1,4 +1,4 @@
-"""The repository as a newcomer meets it: the toy world, README's commands and code, the core's size and layout."""
+"""Use the repository as a newcomer does: toy data, README's commands and code. Check its size and layout."""
 
 import ast
 import importlib
@@ -40,7 +40,7 @@ def play(script, *args):
 
 @pytest.fixture(scope="session")
 def home(tmp_path_factory):
-    """A folder with data/toy and runs/: README's main job, and `inside`, on a small toy world."""
+    """Return a folder with data/toy and runs/ of README's main job and `inside`, on small toy data."""
     home = tmp_path_factory.mktemp("home")
     first = next(i for i, words in enumerate(COMMANDS) if words[0] == "step1_embed.py")
     last = next(i for i, words in enumerate(COMMANDS) if words[0] == "eval.py")
@@ -89,14 +89,14 @@ def test_readme_commands_have_flags_that_exist(capsys):
     for script, *words in COMMANDS:
         with pytest.raises(SystemExit) as stop:
             play(script, "--help")
-        told = capsys.readouterr().out.split("\noptions:\n")[-1]
+        listed = capsys.readouterr().out.split("\noptions:\n")[-1]
         flags = [word.split("=")[0] for word in words if word.startswith("--")]
         assert stop.value.code == 0
-        assert not [flag for flag in flags if not re.search(rf" {flag}\b", told)], script
+        assert not [flag for flag in flags if not re.search(rf" {flag}\b", listed)], script
 
 
 def test_lessons_run(home, tmp_path, monkeypatch, capsys):
-    """All of data/LESSONS.md in one go, with fewer pairs and steps than it has."""
+    """Run all of data/LESSONS.md in one go, with fewer pairs and steps."""
     text = (ROOT / "data/LESSONS.md").read_text(encoding="utf-8")
     blocks = re.findall(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
     shutil.copytree(home / "runs", tmp_path / "runs")
@@ -110,7 +110,7 @@ def test_lessons_run(home, tmp_path, monkeypatch, capsys):
 
 @pytest.mark.parametrize("block", PYTHON, ids=range(len(PYTHON)))
 def test_readme_code_runs(block, home, tmp_path, monkeypatch):
-    """In a copy of the run folder, with fewer pairs than README has."""
+    """Run it in a copy of the run folder, with fewer pairs than README has."""
     shutil.copytree(home / "runs", tmp_path / "runs")
     (tmp_path / "data").symlink_to(home / "data")
     monkeypatch.chdir(tmp_path)
