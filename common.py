@@ -429,6 +429,8 @@ def describe(lang, method=None, arch="fc", via=None, **options):
         raise UserError("--residuals goes with --method langalign, --arch inside with --method rev")
     if method not in ("langalign", "rev"):  # no aligner
         arch, via = None, None
+        if method not in ("mixed", "translated"):  # no pairs
+            options["n"] = None
     else:
         via = sorted([via] if isinstance(via, str) else via or [lang])
     return {"lang": lang, "via": via, "method": method, "arch": arch, **options}
@@ -447,7 +449,8 @@ def find(out, kind, digest, **fields):
     """Load the only file with these fields (None: any). Raises UserError with the command that makes it."""
     wanted = {name: value for name, value in fields.items() if value is not None}
     files = [load(path, kind) | {"path": path} for path in sorted(Path(out).glob(f"{kind}-*.pt"))]
-    fits = [f for f in files if all(f.get(name) == value for name, value in wanted.items())]
+    fits = [f for f in files if all(f.get(name) in (value, "") for name, value in wanted.items())]
+    fits = [f for f in fits if f["lm"] == digest] or fits  # lang is "" in the English head
     if len(fits) == 1 and fits[0]["lm"] == digest:
         return fits[0]
     names = " ".join(file["path"].name for file in fits or files)[:150] or "none"
@@ -463,7 +466,7 @@ def find(out, kind, digest, **fields):
     raise UserError(f"{out}: {problem}; run: {command} (found: {names})")
 
 
-def load_pretrained(name, pool="mean", max_len=256, texts=("a",), **options):
+def load_pretrained(name, pool="mean", max_len=256, texts=(), **options):
     """Return an Encoder, in fp32, from a hub name or a folder, after a trial on the longest of `texts`."""
     flags = {"dtype": torch.float32, "output_loading_info": True, "trust_remote_code": False}
     logs = transformers.utils.logging  # its load report and bars are silenced, then set back
@@ -479,11 +482,12 @@ def load_pretrained(name, pool="mean", max_len=256, texts=("a",), **options):
         if lost := [key for key in report["missing_keys"] if "pooler" not in key]:
             raise ValueError(f"the files lack {len(lost)} weights of {kind}, such as {lost[0]}")
         encoder = Encoder(lm, tokenizer, pool, max_len, **options)
-        longest = max(encoder.tokenize(texts), key=lambda row: len(row["input_ids"]))
-        if len(longest["input_ids"]) < 3:
-            raise ValueError("a text has fewer than 3 tokens; is tokenizer.json missing?")
-        with torch.no_grad():
-            encoder(pad([longest], tokenizer, lm.device))
+        if texts:
+            rows = [row["input_ids"] for row in encoder.tokenize(texts)]
+            longest = max(rows, key=len)
+            if len(longest) < 3 or 2 * longest.count(tokenizer.unk_token_id) > len(longest):
+                raise ValueError("a text has hardly any known tokens; is tokenizer.json missing?")
+            encode(encoder, [texts[rows.index(longest)]])
         return encoder
     except Exception as err:  # hub, file and class raise many exception types
         reason = textwrap.shorten(str(err) or type(err).__name__, 150)
@@ -609,9 +613,11 @@ def check_flags(args):
             flag = "--" + name.replace("_", "-")
             raise UserError(f"{flag} {value}: must be at least {low}, below 2^32")
         if name in ("lang", "via") and value:
-            langs = " ".join([value] if isinstance(value, str) else value)
-            if not re.fullmatch(r"(?!.*\b(\S+) (.* )?\1\b)[\w-]+( [\w-]+)*", langs, re.ASCII):
-                raise UserError(f"--{name} {langs}: expected language codes such as ko, each once")
+            langs = [value] if isinstance(value, str) else value
+            codes = all(re.fullmatch(r"[\w-]+", lang, re.ASCII) for lang in langs)
+            if not codes or len(set(langs)) < len(langs):
+                reason = "expected language codes such as ko, each once"
+                raise UserError(f"--{name} {' '.join(langs)}: {reason}")
 
 
 def pick_device(args):
