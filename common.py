@@ -14,7 +14,6 @@ import os
 import re
 import shutil
 import sys
-import textwrap
 import unicodedata
 import zipfile
 from functools import partial
@@ -29,7 +28,7 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from tqdm import tqdm
 
-BATCH_TOKENS = {"cpu": 1_024, "cuda": 65_536, "mps": 16_384}  # per encoding batch, with padding
+BATCH_TOKENS = {"cpu": 1_024, "cuda": 65_536}  # per encoding batch, with padding; others: 16,384
 ROWS = ["label text", "label text text_b"]  # headers of train, dev and test.tsv: texts, pairs
 PAIRS = ["label text translation", "label text text_b translation translation_b"]  # translated.tsv
 METHODS = {  # what a head is trained on, in the order of eval's table
@@ -51,11 +50,6 @@ class UserError(ValueError):
 # Several GPUs: torchrun starts WORLD processes, this one is RANK, and rank 0 alone prints and writes
 WORLD = int(os.environ["WORLD_SIZE"]) if dist.is_torchelastic_launched() else 1
 RANK = int(os.environ["RANK"]) if WORLD > 1 else 0
-
-
-def average_gradients(model):
-    """Wrap the model in DistributedDataParallel if there are several ranks."""
-    return model if WORLD == 1 else nn.parallel.DistributedDataParallel(model)
 
 
 # e(.): the multilingual encoder -----------------------------------------------------------------
@@ -99,7 +93,7 @@ class Encoder(nn.Module):
         out = self.tokenizer(*columns, truncation=True, max_length=self.max_len)
         rows = [dict(zip(out, values)) for values in zip(*out.values())]
         highest = max(max(row["input_ids"], default=0) for row in rows)
-        if highest >= (getattr(self.lm.config, "vocab_size", None) or highest + 1):
+        if highest >= len(self.lm.get_input_embeddings().weight):
             token = repr(self.tokenizer.convert_ids_to_tokens(highest))
             raise UserError(f"token {token} has no embedding in this LM; remove texts with it")
         return rows
@@ -150,14 +144,13 @@ def encode(encoder, texts, progress="encode"):
     lengths = [len(row["input_ids"]) for row in rows]
     if progress and (full := sum(length >= encoder.max_len for length in lengths)):
         warn(f"{full} texts reach max_len={encoder.max_len} tokens and may be truncated")
-    budget = encoder.batch_tokens or BATCH_TOKENS.get(device.type, BATCH_TOKENS["mps"])
-    parts = list(batches(lengths, budget))
+    budget = encoder.batch_tokens or BATCH_TOKENS.get(device.type, 16_384)
     out = torch.zeros(len(texts), encoder.dim, device=device)
-    embeddings = [out[:0]]
-    for index in bar(parts, desc=progress):
+    order, embeddings = [], [out[:0]]
+    for index in bar(list(batches(lengths, budget)), desc=progress):
         embeddings.append(encoder(pad([rows[i] for i in index], encoder.tokenizer, device)))
-    # copy once: a copy per batch would stall the GPU
-    out[[share[i] for index in parts for i in index]] = torch.cat(embeddings)
+        order += [share[i] for i in index]
+    out[order] = torch.cat(embeddings)  # copy once: a copy per batch would stall the GPU
     if WORLD > 1:
         dist.all_reduce(out)  # the rows of the other ranks are 0 on this one
     out = out.cpu()
@@ -169,7 +162,7 @@ def encode(encoder, texts, progress="encode"):
 # A: the aligner ---------------------------------------------------------------------------------
 DEPTH = {"fc": 2, "ae": 3}  # layers. AE: paper, FC: our choice
 CLOSED = "linear", "procrustes", "shift"  # not in the paper, see step2_align.py
-ARCHES = *DEPTH, *CLOSED, "inside"
+ARCHES = *DEPTH, *CLOSED
 
 
 class Aligner(nn.Module):
@@ -180,8 +173,8 @@ class Aligner(nn.Module):
 
     def __init__(self, arch="fc", dim=768, depth=None, width=None, dropout=0.1):
         super().__init__()
-        if arch not in (*DEPTH, *CLOSED):
-            raise ValueError(f"arch {arch!r} is none of {', '.join((*DEPTH, *CLOSED))}")
+        if arch not in ARCHES:
+            raise ValueError(f"arch {arch!r} is none of {', '.join(ARCHES)}")
         depth = depth or DEPTH.get(arch)
         self.config = {"arch": arch, "dim": dim, "depth": depth, "width": width, "dropout": dropout}
         if arch in DEPTH:
@@ -227,22 +220,21 @@ class Inside(nn.Module):
         with self.on(encoder):
             return encoder(batch)
 
-    @staticmethod
-    def add(down, up, layer, inputs, out):
-        """Forward hook: return W h + up down h, with inputs (h,), h (B, T, in) and out = W h."""
-        h = inputs[0]
-        return out + h @ down.T.to(h.dtype) @ up.T.to(h.dtype)
-
     @contextlib.contextmanager
     def on(self, encoder):
         """Context manager that activates A in `encoder`. Raises ValueError if another Inside is active."""
         if encoder.inside is not None:
             raise ValueError("another Inside is active in this encoder; leave its `with` block")
         encoder.inside = self
+
+        def add(down, up, layer, inputs, out):  # forward hook, h (B, T, in), out = W h
+            h = inputs[0]
+            return out + h @ down.T.to(h.dtype) @ up.T.to(h.dtype)
+
         with contextlib.ExitStack() as stack:  # removes the hooks when the block ends
             stack.callback(setattr, encoder, "inside", None)
             for name, *weights in zip(self.layers, self.down, self.up):
-                hook = partial(self.add, *weights)
+                hook = partial(add, *weights)
                 stack.enter_context(encoder.lm.get_submodule(name).register_forward_hook(hook))
             yield encoder
 
@@ -268,8 +260,10 @@ def read_lines(path):
         line = err.object.count(b"\n", 0, err.start) + 1
         raise UserError(f"{path}:{line}: not UTF-8; data/convert.py --encoding reads other files")
     except FileNotFoundError:
-        there = ", ".join(sorted(folder.name for folder in Path(path).parent.parent.glob("*/")))
-        hint = f"check --data, --task and --lang (there: {there or 'nothing'}; see data/README.md)"
+        folders = (
+            ", ".join(sorted(f.name for f in Path(path).parent.parent.glob("*/"))) or "nothing"
+        )
+        hint = f"check --data, --task and --lang (there: {folders}; see data/README.md)"
         raise UserError(f"{path}: no such file; {hint}")
     return compose(text).rstrip("\n").split("\n")
 
@@ -417,28 +411,24 @@ def load(path, kind):
     raise UserError(f"{path}: {reason}")
 
 
-def describe(lang, method=None, arch="fc", via=None, **options):
-    """Return the fields that tell one aligner or head from another, with defaults filled in."""
+def describe(lang, method=None, arch="fc", via=None, n=None, residuals=False, seed=0):
+    """Return the fields that tell one aligner or head from another; the lang of a pooled aligner is "jv+su"."""
     method = method or ("rev" if arch == "inside" else "langalign")
-    if (
-        method != "langalign"
-        and options.get("residuals")
-        or method == "langalign"
-        and arch == "inside"
-    ):
+    if residuals and method != "langalign" or arch == "inside" and method == "langalign":
         raise UserError("--residuals goes with --method langalign, --arch inside with --method rev")
-    if method not in ("langalign", "rev"):  # no aligner
-        arch, via = None, None
-    else:
-        via = sorted([via] if isinstance(via, str) else via or [lang])
-    return {"lang": lang, "via": via, "method": method, "arch": arch, **options}
+    if method in ("langalign", "rev"):
+        via = sorted([via] if isinstance(via, str) else via or lang.split("+"))
+    else:  # no aligner
+        via = arch = None
+    lang = "" if method == "english" else lang  # the English head serves every language
+    fields = {"lang": lang, "via": via, "method": method, "arch": arch}
+    return fields | {"n": n, "residuals": residuals, "seed": seed}
 
 
-def file_name(kind, lang, via, method, arch, n=None, residuals=False, seed=0):
+def file_name(kind, lang, via, method, arch, n, residuals, seed):
     """Return the file name of an aligner or head; options at their default are left out."""
-    langs = "+".join(via or [])
-    names = [langs] if kind == "align" or langs == lang else [lang, "via" if langs else "", langs]
-    parts = [kind, *names, "" if method == "langalign" else method, arch, f"n{n}" if n else ""]
+    parts = [kind, lang, "" if via in (None, lang.split("+")) else f"via-{'+'.join(via)}"]
+    parts += ["" if method == "langalign" else method, arch, f"n{n}" if n else ""]
     parts += ["residuals" if residuals else "", f"seed{seed}" if seed else ""]
     return "-".join(part for part in parts if part) + ".pt"
 
@@ -447,18 +437,20 @@ def find(out, kind, digest, **fields):
     """Load the only file with these fields (None: any). Raises UserError with the command that makes it."""
     wanted = {name: value for name, value in fields.items() if value is not None}
     files = [load(path, kind) | {"path": path} for path in sorted(Path(out).glob(f"{kind}-*.pt"))]
-    fits = [f for f in files if all(f.get(name) == value for name, value in wanted.items())]
+    fits = [file for file in files if wanted.items() <= file.items()]
     if len(fits) == 1 and fits[0]["lm"] == digest:
         return fits[0]
     names = " ".join(file["path"].name for file in fits or files)[:150] or "none"
     if len(fits) > 1:
         raise UserError(f"{out}: {len(fits)} files match, choose one by --n: {names}")
-    command = f"python step3_head.py --out {out}"
-    if kind == "align":
-        command, wanted["lang"] = f"python step2_align.py --out {out}", wanted.pop("via")
-    for name, value in wanted.items():
-        value = " ".join(value) if isinstance(value, list) else "" if value is True else value
-        command += f" --{name} {value}".rstrip() if value is not False else ""
+    usual = describe(fields["lang"])
+    flags = {"lang": fields["lang"].replace("+", " ") or "en"}
+    flags |= {name: value for name, value in wanted.items() if value != usual[name]}
+    step = "step2_align.py" if kind == "align" else "step3_head.py"
+    command = f"python {step} --out {out}"
+    for name, value in flags.items():
+        value = " ".join(value) if name == "via" else value
+        command += f" --{name} {value}".removesuffix(" True")
     problem = "belongs to another LM than encoder/" if fits else f"no such {kind} file"
     raise UserError(f"{out}: {problem}; run: {command} (found: {names})")
 
@@ -466,10 +458,7 @@ def find(out, kind, digest, **fields):
 def load_pretrained(name, pool="mean", max_len=256, texts=("a",), **options):
     """Return an Encoder, in fp32, from a hub name or a folder, after a trial on the longest of `texts`."""
     flags = {"dtype": torch.float32, "output_loading_info": True, "trust_remote_code": False}
-    logs = transformers.utils.logging  # its load report and bars are silenced, then set back
-    level, bars = logs.get_verbosity(), logs.is_progress_bar_enabled()
     try:
-        logs.set_verbosity_error(), logs.disable_progress_bar()
         lm, report = transformers.AutoModel.from_pretrained(name, **flags)
         tokenizer = transformers.AutoTokenizer.from_pretrained(name, trust_remote_code=False)
         lm.pooler = None  # BERT's own, unused here
@@ -486,12 +475,12 @@ def load_pretrained(name, pool="mean", max_len=256, texts=("a",), **options):
             encoder(pad([longest], tokenizer, lm.device))
         return encoder
     except Exception as err:  # hub, file and class raise many exception types
-        reason = textwrap.shorten(str(err) or type(err).__name__, 150)
-    finally:
-        logs.set_verbosity(level), logs.enable_progress_bar() if bars else None
-    if "sentencepiece" in reason or "tiktoken" in reason:
-        reason = "its tokenizer needs: pip install sentencepiece protobuf"
-    raise UserError(f"--model {name}: {reason}; use a hub name or a folder such as runs/encoder")
+        reason = " ".join(str(err).split())[:150] or type(err).__name__
+        if "sentencepiece" in reason or "tiktoken" in reason:
+            reason = "its tokenizer needs: pip install sentencepiece protobuf"
+        raise UserError(
+            f"--model {name}: {reason}; use a hub name or a folder such as runs/encoder"
+        )
 
 
 def digests_of(folder):
@@ -587,7 +576,7 @@ def make_parser(doc, step):
         flag("--data", help="root of the data, if it moved since step 1")
         flag("--lang", required=True, nargs="+" if step == 2 else None, help="target language: ko")
         arch = "aligner: fc, ae (paper), a closed form, or inside the LM (default: fc)"
-        flag("--arch", choices=ARCHES, default="fc", help=arch)
+        flag("--arch", choices=(*ARCHES, "inside"), default="fc", help=arch)
         flag("--n", type=int, help="pairs per language (default: all, later the only choice)")
         methods = METHODS if step > 2 else {name: METHODS[name] for name in ("langalign", "rev")}
         method = "; ".join(f"{name}: {text}" for name, text in methods.items())
@@ -608,10 +597,12 @@ def check_flags(args):
         if type(value) in (int, float) and not low <= value < 2**32:
             flag = "--" + name.replace("_", "-")
             raise UserError(f"{flag} {value}: must be at least {low}, below 2^32")
-        if name in ("lang", "via") and value:
-            langs = " ".join([value] if isinstance(value, str) else value)
-            if not re.fullmatch(r"(?!.*\b(\S+) (.* )?\1\b)[\w-]+( [\w-]+)*", langs, re.ASCII):
-                raise UserError(f"--{name} {langs}: expected language codes such as ko, each once")
+        langs = value if isinstance(value, list) else [value]
+        if name in ("lang", "via") and value is not None:
+            valid = all(re.fullmatch(r"[\w-]+", lang, re.ASCII) for lang in langs)
+            if not valid or len(set(langs)) < len(langs):
+                words = "expected language codes such as ko, each once"
+                raise UserError(f"--{name} {' '.join(langs)}: {words}")
 
 
 def pick_device(args):
@@ -641,6 +632,7 @@ def run(main):
     """Run main(); user errors become one line on stderr and exit status 2, Ctrl-C exit status 130."""
     sys.stdout.reconfigure(encoding="utf-8")  # labels may contain any Unicode
     transformers.logging.disable_progress_bar()
+    transformers.logging.set_verbosity_error()  # no load report
     try:
         main()
     except BrokenPipeError:  # stdout was closed, for example by `| head`
