@@ -412,22 +412,23 @@ def load(path, kind):
 
 
 def describe(lang, method=None, arch="fc", via=None, n=None, residuals=False, seed=0):
-    """Return the fields that tell one aligner or head from another; the lang of a pooled aligner is "jv+su"."""
+    """Return the fields that tell one aligner or head from another. Languages are joined: via="jv+su"."""
     method = method or ("rev" if arch == "inside" else "langalign")
     if residuals and method != "langalign" or arch == "inside" and method == "langalign":
         raise UserError("--residuals goes with --method langalign, --arch inside with --method rev")
-    if method in ("langalign", "rev"):
-        via = sorted([via] if isinstance(via, str) else via or lang.split("+"))
-    else:  # no aligner
+    via = "+".join(sorted([via] if isinstance(via, str) else via or [lang]))
+    if method not in ("langalign", "rev"):  # no aligner
         via = arch = None
-    lang = "" if method == "english" else lang  # the English head serves every language
+    if method in ("english", "centred", "native"):  # no pairs
+        n = None
+    lang = "" if method == "english" else lang  # that head serves every language
     fields = {"lang": lang, "via": via, "method": method, "arch": arch}
     return fields | {"n": n, "residuals": residuals, "seed": seed}
 
 
 def file_name(kind, lang, via, method, arch, n, residuals, seed):
     """Return the file name of an aligner or head; options at their default are left out."""
-    parts = [kind, lang, "" if via in (None, lang.split("+")) else f"via-{'+'.join(via)}"]
+    parts = [kind, lang, "" if via in (None, lang) else f"via-{via}"]
     parts += ["" if method == "langalign" else method, arch, f"n{n}" if n else ""]
     parts += ["residuals" if residuals else "", f"seed{seed}" if seed else ""]
     return "-".join(part for part in parts if part) + ".pt"
@@ -438,24 +439,23 @@ def find(out, kind, digest, **fields):
     wanted = {name: value for name, value in fields.items() if value is not None}
     files = [load(path, kind) | {"path": path} for path in sorted(Path(out).glob(f"{kind}-*.pt"))]
     fits = [file for file in files if wanted.items() <= file.items()]
-    if len(fits) == 1 and fits[0]["lm"] == digest:
-        return fits[0]
-    names = " ".join(file["path"].name for file in fits or files)[:150] or "none"
-    if len(fits) > 1:
-        raise UserError(f"{out}: {len(fits)} files match, choose one by --n: {names}")
-    usual = describe(fields["lang"])
-    flags = {"lang": fields["lang"].replace("+", " ") or "en"}
-    flags |= {name: value for name, value in wanted.items() if value != usual[name]}
-    step = "step2_align.py" if kind == "align" else "step3_head.py"
-    command = f"python {step} --out {out}"
-    for name, value in flags.items():
-        value = " ".join(value) if name == "via" else value
-        command += f" --{name} {value}".removesuffix(" True")
+    current = [file for file in fits if file["lm"] == digest]
+    if len(current) == 1:
+        return current[0]
+    names = " ".join(file["path"].name for file in current or fits or files)[:150] or "none"
+    if current:
+        raise UserError(f"{out}: {len(current)} files match, choose one by --n: {names}")
+    usual, lang = describe(fields["lang"]), fields["lang"] or "en"
+    flags = [f"--{name} {value}" for name, value in wanted.items() if value != usual[name]]
+    command = " ".join([f"--lang {lang}", *flags]).replace("+", " ").replace(" True", "")
+    script = "step2_align.py" if kind == "align" else "step3_head.py"
     problem = "belongs to another LM than encoder/" if fits else f"no such {kind} file"
-    raise UserError(f"{out}: {problem}; run: {command} (found: {names})")
+    raise UserError(
+        f"{out}: {problem}; run: python {script} --out {out} {command} (found: {names})"
+    )
 
 
-def load_pretrained(name, pool="mean", max_len=256, texts=("a",), **options):
+def load_pretrained(name, pool="mean", max_len=256, texts=(), **options):
     """Return an Encoder, in fp32, from a hub name or a folder, after a trial on the longest of `texts`."""
     flags = {"dtype": torch.float32, "output_loading_info": True, "trust_remote_code": False}
     try:
@@ -468,11 +468,12 @@ def load_pretrained(name, pool="mean", max_len=256, texts=("a",), **options):
         if lost := [key for key in report["missing_keys"] if "pooler" not in key]:
             raise ValueError(f"the files lack {len(lost)} weights of {kind}, such as {lost[0]}")
         encoder = Encoder(lm, tokenizer, pool, max_len, **options)
-        longest = max(encoder.tokenize(texts), key=lambda row: len(row["input_ids"]))
-        if len(longest["input_ids"]) < 3:
-            raise ValueError("a text has fewer than 3 tokens; is tokenizer.json missing?")
-        with torch.no_grad():
-            encoder(pad([longest], tokenizer, lm.device))
+        if texts:
+            rows = [row["input_ids"] for row in encoder.tokenize(texts)]
+            longest = max(rows, key=len)
+            if len(longest) < 3 or 2 * longest.count(tokenizer.unk_token_id) > len(longest):
+                raise ValueError("a text has hardly any known tokens; is tokenizer.json missing?")
+            encode(encoder, [texts[rows.index(longest)]])
         return encoder
     except Exception as err:  # hub, file and class raise many exception types
         reason = " ".join(str(err).split())[:150] or type(err).__name__
@@ -501,7 +502,7 @@ def save_encoder(encoder, out, info):
             encoder.lm.save_pretrained(fresh)
         except Exception as err:  # on a full disk each library raises its own exception type
             raise UserError(f"{fresh}: {err}; make room or choose another --out")
-        info = info | {"files": digests_of(fresh)}
+        info |= {"pool": encoder.pool, "max_len": encoder.max_len, "files": digests_of(fresh)}
         chosen = [info[key] for key in ("task", "labels", "pool", "max_len", "files")]
         info["lm"] = digest_of(repr(chosen).encode())
     save(Path(out, "embed.pt"), "embed", **info)
@@ -597,12 +598,12 @@ def check_flags(args):
         if type(value) in (int, float) and not low <= value < 2**32:
             flag = "--" + name.replace("_", "-")
             raise UserError(f"{flag} {value}: must be at least {low}, below 2^32")
-        langs = value if isinstance(value, list) else [value]
-        if name in ("lang", "via") and value is not None:
-            valid = all(re.fullmatch(r"[\w-]+", lang, re.ASCII) for lang in langs)
-            if not valid or len(set(langs)) < len(langs):
-                words = "expected language codes such as ko, each once"
-                raise UserError(f"--{name} {' '.join(langs)}: {words}")
+        if name in ("lang", "via") and value:
+            langs = [value] if isinstance(value, str) else value
+            codes = all(re.fullmatch(r"[\w-]+", lang, re.ASCII) for lang in langs)
+            if not codes or len(set(langs)) < len(langs):
+                reason = "expected language codes such as ko, each once"
+                raise UserError(f"--{name} {' '.join(langs)}: {reason}")
 
 
 def pick_device(args):

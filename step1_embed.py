@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from common import UserError, average_gradients, check_flags, describe_task, encode, load_english
+from common import WORLD, UserError, check_flags, describe_task, encode, load_english
 from common import load_pretrained, make_optimizer, make_parser, pick_device, run, save_encoder, say
 from common import shuffled, warn
 
@@ -35,7 +35,7 @@ def tune(encoder, texts, y, dev_texts, dev_y, epochs=3, lr=5e-5, batch=32, seed=
     optimizer, schedule = make_optimizer(weights, lr, steps)
     scaler = torch.amp.GradScaler(encoder.lm.device.type, enabled=encoder.autocast == torch.float16)
     generator, rows = torch.Generator().manual_seed(seed), encoder.tokenize(texts)
-    model = average_gradients(model)  # of several GPUs
+    model = nn.parallel.DistributedDataParallel(model) if WORLD > 1 else model
 
     history, best, kept = [], -1.0, encoder.state_dict()
     for epoch in range(1, epochs + 1):
@@ -68,9 +68,8 @@ def tune(encoder, texts, y, dev_texts, dev_y, epochs=3, lr=5e-5, batch=32, seed=
 def main():
     p = make_parser(__doc__, step=1)
     flag = p.add_argument
-    flag(
-        "--model", default="data/toy/encoder", help="hub name or folder (default: data/toy/encoder)"
-    )
+    model = "data/toy/encoder"
+    flag("--model", default=model, help=f"hub name or folder (default: {model})")
     flag("--data", default="data/toy", help="root of <task>/<lang>/*.tsv (default: data/toy)")
     flag("--task", default="sentiment", help="folder below --data (default: sentiment)")
     flag("--pool", choices=("mean", "cls"), default="mean", help="mean over tokens or first token")
@@ -92,14 +91,13 @@ def main():
     Path(args.out).mkdir(parents=True, exist_ok=True)
     tempfile.TemporaryFile(dir=args.out).close()  # fail now rather than after training
 
-    counts = str(dict(zip(info["labels"], y.bincount().tolist())))[:300]
+    counts = dict(zip(info["labels"], y.bincount().tolist()))
     say(f"step 1 | {machine} | {args.model}, {encoder.lm.num_parameters():,} parameters")
-    say(f"{args.task}: {len(y)} English rows, labels {counts}")
+    say(f"{args.task}: {len(y)} English rows, labels {counts!s:.300}")
     say(f"{len(dev_y)} dev rows ({len(set(texts) & set(dev_texts))} also in train)")
     options = {"epochs": args.epochs, "lr": args.lr, "batch": args.batch, "seed": args.seed}
     history = tune(encoder, texts, y, dev_texts, dev_y, **options) if args.epochs else []
-    chosen = {"pool": args.pool, "max_len": encoder.max_len, "history": history}
-    save_encoder(encoder, args.out, info | options | chosen)
+    save_encoder(encoder, args.out, info | options | {"history": history})
 
     majority = (dev_y.bincount().max() / len(dev_y)).item()
     for epoch, record in enumerate(history, 1):

@@ -18,10 +18,9 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
-from common import CLOSED, Aligner, Inside, UserError, average_gradients, bar, cached
-from common import check_flags, describe, encode, file_name, fixed_order, hold_out, load_encoder
-from common import load_pairs, load_task, make_optimizer, make_parser, pick_device, run, save, say
-from common import shuffled, warn
+from common import CLOSED, WORLD, Aligner, Inside, UserError, bar, cached, check_flags, describe
+from common import encode, file_name, fixed_order, hold_out, load_encoder, load_pairs, load_task
+from common import make_optimizer, make_parser, pick_device, run, save, say, shuffled, warn
 
 
 # The paper: FC or AE, trained by Eq. 1 ----------------------------------------------------------
@@ -91,7 +90,8 @@ def fit_inside(inside, encoder, texts, y, held, held_y, epochs=None, lr=3e-3, ba
     T(d), y = e(d) (N, D). Default: at least 4 epochs and 180 steps (our choice). Keeps the last epoch,
     returns the held-out MSE per epoch."""
     encoder.eval()  # no dropout in the LM
-    model = average_gradients(inside.to(encoder.lm.device))  # of several GPUs
+    model = inside.to(encoder.lm.device)
+    model = torch.nn.parallel.DistributedDataParallel(model) if WORLD > 1 else model
     steps = math.ceil(len(texts) / batch)  # per epoch
     epochs = max(4, math.ceil(180 / steps)) if epochs is None else epochs
     optimizer, schedule = make_optimizer(inside.parameters(), lr, epochs * steps, 0.01)
@@ -119,8 +119,8 @@ def check_pairs(english, target, x, y, task_x):
     in the task's total standard deviations."""
     text, count = Counter(target).most_common(1)[0]
     if count > max(2, len(target) / 100):
-        distinct = f"only {len(set(target))} are distinct"
-        warn(f"{count} rows have the same translation, {text[0][:30]!r}; {distinct}")
+        rest = f"only {len(set(target))} are distinct"
+        warn(f"{count} rows have the same translation, {text[0][:30]!r}; {rest}")
     same = sum(source == translation for source, translation in zip(english, target))
     if same > len(target) / 10:
         warn(f"{same} of {len(target)} translations are identical to the English")
@@ -148,20 +148,20 @@ def measure(predicted, y, mean, most=2_000):
 def report(predicted, x, y, mean, langs):
     """Print measures of A's output (N, D) on held-out pairs x, y, in all and per language (langs: N codes), next
     to two baselines, identity and mean; return them."""
-    rows = {"A": measure(predicted, y, mean), "identity": measure(x, y, mean)}
-    rows["mean"] = measure(mean.expand_as(y), y, mean)
+    guesses = {"A": predicted, "identity": x, "mean": mean.expand_as(y)}
+    rows = {name: measure(guess, y, mean) for name, guess in guesses.items()}
     for lang in sorted(set(langs)) if len(set(langs)) > 1 else ():
         i = [k for k, other in enumerate(langs) if other == lang]
         rows[f"A, {lang}"] = measure(predicted[i], y[i], mean)
     say(f"{len(y):5d} held-out pairs       MSE   cosine      R^2      P@1")
     for name, r in rows.items():
         say(f"  {name:18s} {r['mse']:9.3g} {r['cosine']:8.3f} {r['r2']:8.3f} {r['p1']:8.1%}")
-    a, identity = rows["A"], rows["identity"]
+    a = rows["A"]
     if a["r2"] < 0.05:
         warn("A is no better than the mean; did A collapse, or are the columns misaligned?")
     if a["p1"] < min(0.5, max(0.02, 2 / len(y))):  # near chance
         warn(f"P@1 is {a['p1']:.1%}; is translated.tsv shifted by a row?")
-    if a["cosine"] <= identity["cosine"]:
+    if a["cosine"] <= rows["identity"]["cosine"]:
         warn("A is no better than identity; use more pairs, or another --arch")
     return rows
 
@@ -169,12 +169,13 @@ def report(predicted, x, y, mean, langs):
 def main():
     args = make_parser(__doc__, step=2).parse_args()
     check_flags(args)
-    fields = describe(None, args.method, args.arch, args.lang, seed=args.seed)
+    langs = sorted(args.lang)
+    fields = describe("+".join(langs), args.method, args.arch, seed=args.seed)
 
     # e(.), frozen, and e(d_en), e(T(d_en)) of the pairs, (n, D)
     device, dtype, machine = pick_device(args)
     encoder, info = load_encoder(args.out, device, dtype, args.data, args.batch_tokens)
-    english, target, langs = load_pairs(info, {lang: args.n for lang in fields["via"]})
+    english, target, langs = load_pairs(info, dict.fromkeys(langs, args.n))
     train, held = hold_out(english)
     counts = dict(Counter(langs))
     say(f"step 2 | {machine} | pairs {counts}: {len(train)} train, {len(held)} held out")
@@ -202,14 +203,12 @@ def main():
         fit(aligner, *parts, seed=args.seed)
         predicted = aligner.map(x[held])
     say(f"A: {args.arch}, {sum(p.numel() for p in aligner.parameters()):,} parameters")
-    held_langs = [langs[i] for i in held]
-    numbers = report(predicted, x[held], y[held], y[train].mean(0), held_langs)
+    rows = report(predicted, x[held], y[held], y[train].mean(0), [langs[i] for i in held])
 
     fields["n"] = max(counts.values())
     path = Path(args.out, file_name("align", **fields))
-    more = {"aligner": aligner.config, "report": numbers, "gap": gap, "pairs": counts}
-    state = {name: tensor.cpu() for name, tensor in aligner.state_dict().items()}
-    save(path, "align", lm=encoder.digest, state=state, **fields, **more)
+    content = {"lm": encoder.digest, "aligner": aligner.config, "state": aligner.cpu().state_dict()}
+    save(path, "align", **fields, **content, report=rows, gap=gap, pairs=counts)
     say(f"-> {path}")
 
 

@@ -165,7 +165,7 @@ def runs(world, tmp_path_factory):
         few_steps(patch, 200)
         where = "--model", world.encoder, "--data", world.data, "--task", "reviews", "--out", out
         main("step1_embed.py", *where, "--epochs", 2, "--lr", 1e-3)
-        for flags in ((), ("--reverse",), ("--arch", "inside")):
+        for flags in ((), ("--method", "rev"), ("--arch", "inside")):
             main("step2_align.py", *ko, *flags)
         for flags in ((), ("--residuals",)):
             main("step3_head.py", *ko, *flags)

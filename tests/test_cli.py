@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -17,6 +18,7 @@ from conftest import CIPHER, PLAIN, ROOT, SCRIPTS, WORDS, cipher, main
 from conftest import few_steps, make_encoder, make_tokenizer, write
 import common
 import eval as evaluation
+import step2_align
 import step3_head
 
 NAMES = {name.split("_")[0].removesuffix(".py"): name for name in SCRIPTS}  # "step1", ..., "eval"
@@ -28,6 +30,8 @@ PAIRS = "reviews/ko/translated.tsv"
 def place(world, folder, tmp_path, monkeypatch):
     """A run folder, its encoder and data, to break."""
     few_steps(monkeypatch, 200)  # as in `runs`: the same bits
+    fit_inside = partial(step2_align.fit_inside, epochs=1)
+    monkeypatch.setattr(step2_align, "fit_inside", fit_inside)
     data = shutil.copytree(world.data, tmp_path / "data")
     encoder = shutil.copytree(world.encoder, tmp_path / "encoder")
     return SimpleNamespace(path=tmp_path, out=folder, data=data, encoder=encoder)
@@ -130,6 +134,14 @@ def dev_labels(place):
     write(place.data / "reviews/en/dev.tsv", "label text", rows)
 
 
+def second_language(place):
+    shutil.copytree(place.data / "reviews/ko", place.data / "reviews/xx")
+
+
+def text(place):
+    (place.path / "text").write_text("good\nbad\n")
+
+
 def unlabelled(rows):
     return [["", *row[1:]] for row in rows]
 
@@ -137,56 +149,84 @@ def unlabelled(rows):
 BART = {"d_model": 32, "encoder_layers": 1, "decoder_layers": 1, "encoder_attention_heads": 2}
 BART |= {"decoder_attention_heads": 2, "encoder_ffn_dim": 32, "decoder_ffn_dim": 32}
 FLAGS = r"""
-step1 --data {path}/none       : none/reviews/en/train.tsv: no such file; is --data the root
-step1 --out {path}/encoder/..  : encoder: not of step 1, which replaces it; choose another --out
-step1 --model {path}/none      : --model .*none: .*; give a hub name, or a folder
-step1 --lr 4e9                 : the loss is (nan|inf): lower --lr 4e[+]09
-step2 --out {path}/none        : none/embed.pt: No such file.* python step1_embed.py
+step1 --data {path}/none       : none/reviews/en/train.tsv: no such file; check --data
+step1 --out {path}/encoder/..  : encoder: exists, but step 1 did not write it; choose another --out
+step1 --model {path}/none      : --model .*none: .*; use a hub name or a folder
+step1 --lr 4e9                 : the loss is (nan|inf); use a lower --lr than 4e[+]09
+step2 --out {path}/none        : none/embed.pt: no such file; run: python step1_embed.py
 step2 --lang xx                : xx/translated.tsv: no such file
-step2 --lang ko/               : --lang 'ko/': give a language code
-step2 --lang [ko]              : --lang '\[ko\]': give a language code
-step2 --n 9999                 : ko/translated.tsv: (\d+) different pairs, not 9999; step 2: --n \1
-step2 --n 0                    : --n 0: give 1 or more
-step3 --seed 5000000000         : --seed 5000000000: give 0 or more, below
-step2 --arch FC                : --arch: invalid choice: 'FC' .*'fc'.*'inside'
-step2 --device tpu             : --device tpu: it is not here
+step2 --lang ko/               : --lang ko/: expected language codes
+step2 --lang [ko]              : --lang \[ko\]: expected language codes
+step2 --n 9999                 : ko/translated.tsv: only (\d+) distinct pairs; use --n \1 or less
+step2 --n 0                    : --n 0: must be at least 1
+step3 --seed 5000000000         : --seed 5000000000: must be at least 0, below
+step2 --arch FC                : --arch: invalid choice: 'FC' .*fc.*inside.*; see --help
+step2 --device tpu             : --device tpu is not available
 step3 --residuals --method rev : --residuals goes with --method langalign
 step3 --method centred         : needs --unlabelled FILE
-step3 --arch ae                : no align-ko-ae-n.*: python step2_align.py .*: align-ko-fc-n\d+.pt
-step3 --method rev --arch ae   : no align-ko-rev-ae-n.*: python step2_align.py
-step3 --n 7                    : no align-ko-fc-n7.pt: python step2_align.py
+step3 --arch ae                : no such align file; run: .*--arch ae .*found: align-ko-fc-n\d+.pt
+step3 --method rev --arch ae   : no such align file; run: python step2_align.py .*--method rev
+step3 --n 30                   : no such align file; run: python step2_align.py .*--n 30
+step3 --residuals --seed 3     : no such align file; run: python step2_align.py .*--seed 3
+step2 --lang ko ko             : --lang ko ko: expected language codes such as ko, each once
+step2 --lang ko xx             : xx/translated.tsv: no such file; .*there: en, ko
+step2 --lang                   : --lang: expected at least one argument
+step3 --via ko en ko           : --via ko en ko: expected language codes such as ko, each once
+eval --via ko/                 : --via ko/: expected language codes
 """
 BROKEN = [  # (what is broken, command, what the line says)
     (put("file", b""), "step1 --out {path}/file", "file"),
-    (dev_labels, "step1", r"dev.tsv:2: label 'good', not one of step 1's .*'positive'\]"),
+    (dev_labels, "step1", r"dev.tsv:2: label 'good' is not one of step 1's .*'positive'\]"),
     (drop("data/reviews/ko/train.tsv"), "step3 --method native --data {data}", "no such file"),
-    (pairs(unlabelled), "step3 --method translated --data {data}", "tsv:2: label '', not"),
-    (copy_aligner("align-ko-fc-n9.pt"), "step3", r"by --n.*: align-ko-fc-n\d+.pt align.*n9.pt"),
-    (another_lm, "step3", r"align-ko-fc-n\d+.pt: .*another LM.*: python step2_align.py"),
-    (put("runs/encoder/config.json", b"{}"), "step3", "encoder: other files .*; run step 1 again"),
-    (cut("embed.pt"), "step2", "embed.pt: .*python step1_embed.py"),
-    (cut("align-ko-fc-n*.pt"), "step3", r"align-ko-fc-n\d+.pt: .*python step2_align.py"),
-    (put("runs/embed.pt", b"hello\n"), "step2", "embed.pt: damaged; .*python step1_embed.py"),
-    (copy_aligner("embed.pt"), "step2", "embed.pt: not of kind embed.*step1_embed.py"),
-    (without_padding, "step1", "--model .*: GPT2Model: no encoder, or without padding"),
-    (model("Bart", **BART), "step1", "--model .*: BartModel: no encoder"),
-    (second_segment, "step1 --task nli", "--model .*: XLMRobertaModel fails on texts"),
-    (None, "step3 --arch inside", "--method rev"),
+    (pairs(unlabelled), "step3 --method translated --data {data}", "tsv:2: label '' is not"),
+    (copy_aligner("align-ko-fc-n9.pt"), "step3", r"by --n: align-ko-fc-n\d+.pt align.*n9.pt"),
+    (another_lm, "step3", "another LM than encoder/; run: python step2_align.py"),
+    (
+        put("runs/encoder/config.json", b"{}"),
+        "step3",
+        "config.json: changed since step 1; .*rerun step 1",
+    ),
+    (cut("embed.pt"), "step2", "embed.pt: damaged.*; delete it and make it again"),
+    (cut("align-ko-fc-n*.pt"), "step3", r"align-ko-fc-n\d+.pt: damaged.*; delete it"),
+    (put("runs/embed.pt", b"hello\n"), "step2", "embed.pt: damaged"),
+    (copy_aligner("embed.pt"), "step2", "embed.pt: damaged, or no embed file"),
+    (without_padding, "step1", "--model .*: GPT2Model is .*no padding"),
+    (model("Bart", **BART), "step1", "--model .*: BartModel is not an encoder"),
+    (second_segment, "step1 --task nli", "--model .*: .*; use a hub name"),
+    (drop("runs/head-english.pt"), "eval", "no English head; run: python step3_head.py"),
+    (second_language, "step3 --via xx ko --n 30", "run: python step2_align.py .*--lang ko xx"),
+    (text, "eval --predict {path}/text --method mixed --n 30", "run: python step3_head.py .*mixed"),
+    (text, "eval --predict {path}/text --arch inside --seed 3", "run: python step3_head.py .*rev"),
 ]
 MISTAKES = [
     (None, *re.split(" +: ", line, maxsplit=1)) for line in FLAGS.strip().split("\n")
 ] + BROKEN
 
 
+def follow(err, play, most=3):
+    """Run the command that a message names. If it fails, follow its own message first."""
+    script, args = re.search(r"run: python (\w+)\.py(.*?)(?: \(found: .*)?\n", err).groups()
+    command = f"{script.split('_')[0]}{args} --data {{data}}"
+    status, _, err = play(command)
+    if status:
+        assert most > 1, err
+        follow(err, play, most - 1)
+        status, _, err = play(command)
+    assert status == 0, err
+
+
 @pytest.mark.parametrize("prepare, line, match", MISTAKES)
-def test_mistake_is_one_line(prepare, line, match, place, play):
+def test_mistake_is_one_line_whose_command_works(prepare, line, match, place, play):
     if prepare:
         prepare(place)
     before = listing(place.path)
     status, _, err = play(line)
-    assert status == 2 and re.match(r"(\w+\.py: )?error: ", err) and re.search(match, err), err
+    assert status == 2 and err.startswith("error: ") and re.search(match, err), err
     assert err.count("\n") == 1 and len(err) < 500
     assert listing(place.path) == before
+    if "run: python" in err:
+        follow(err, play)
+        assert play(line)[0] == 0
 
 
 def shifted(rows):
@@ -234,16 +274,16 @@ def any_label(rows):
 ALIGN = "step2 --arch linear --data {data}"
 TUNE = "step1 --epochs 2 --lr 1e-3"
 WARNINGS = [  # (what is broken, command, what it warns of then, and not before)
-    (pairs(shifted), ALIGN, r"P@1 is \d.\d%: is translated.tsv shifted"),
-    (pairs(swapped), ALIGN, "nearer to the task's text: columns swapped"),
-    (pairs(refused), ALIGN, "rows share a translation, '나'; 1?[0-9]+ are different"),
-    (pairs(untranslated), ALIGN, r"\d+ of \d+ translations are the source itself"),
-    (pairs(other_domain), ALIGN, "far from the task's text: expect no gain"),
+    (pairs(shifted), ALIGN, r"P@1 is \d.\d%; is translated.tsv shifted"),
+    (pairs(swapped), ALIGN, "nearer to the task's text; are the columns swapped"),
+    (pairs(refused), ALIGN, "rows have the same translation, '나'; only 1?[0-9]+ are distinct"),
+    (pairs(untranslated), ALIGN, r"\d+ of \d+ translations are identical"),
+    (pairs(other_domain), ALIGN, "far from the task's text; expect no gain"),
     (pairs(unrelated_five_times), ALIGN, "A is no better than the mean"),
-    (pairs(first_is_long), ALIGN, r"1 texts fill \d+ tokens: any rest is not read"),
-    (english(first_is_long), TUNE, r"1 texts fill \d+ tokens: any rest is not read"),
-    (english(six), TUNE, "the LM learned nothing from 6 rows"),
-    (english(any_label), "step3 --data {data}", "no better than the majority class"),
+    (pairs(first_is_long), ALIGN, r"1 texts reach max_len=\d+ tokens"),
+    (english(first_is_long), TUNE, r"1 texts reach max_len=\d+ tokens"),
+    (english(six), TUNE, "dev accuracy is not above the majority class"),
+    (english(any_label), "step3 --data {data}", "dev accuracy is not above the majority class"),
 ]
 
 
@@ -266,15 +306,18 @@ def test_inside_a_model_without_linear_layers(place, play):
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_help_names_every_flag_and_shows_the_docstring(script, monkeypatch, capsys):
     flags, add = [], argparse.ArgumentParser.add_argument
-    noting = lambda p, *names, **told: flags.append((names[-1], told)) or add(p, *names, **told)
+    noting = lambda p, *names, **options: (
+        flags.append((names[-1], options)) or add(p, *names, **options)
+    )
     monkeypatch.setattr(argparse.ArgumentParser, "add_argument", noting)
     monkeypatch.setattr(sys, "argv", [script, "--help"])
     with pytest.raises(SystemExit) as stop:
         SCRIPTS[script].main()
-    doc, told = capsys.readouterr().out.split("options:\n")
-    assert stop.value.code == 0 and doc.strip() == SCRIPTS[script].__doc__.strip()
+    doc, listed = capsys.readouterr().out.split("options:\n")
+    assert stop.value.code == 0 and doc.startswith(f"usage: {script} [-h]")
+    assert doc.strip().endswith(SCRIPTS[script].__doc__.strip())
     assert len(flags) >= 9
-    assert all(options["help"] and re.search(rf" {name}\b", told) for name, options in flags)
+    assert all(options["help"] and re.search(rf" {name}\b", listed) for name, options in flags)
 
 
 INTERRUPTED = {  # where: (command, object, name of the function that is interrupted)
@@ -290,7 +333,7 @@ def test_ctrl_c_is_one_line(where, place, play, monkeypatch):
     monkeypatch.setattr(owner, name, lambda *args, **options: signal.raise_signal(signal.SIGINT))
     before = listing(place.path)
     status, _, err = play(line)
-    assert status == 130 and re.search("(?m)^stopped; .*\n\\Z", err)
+    assert status == 130 and re.search("(?m)^interrupted; .*\n\\Z", err)
     assert listing(place.path) == before
 
 
@@ -304,7 +347,7 @@ def test_ctrl_c_ends_a_process(world, tmp_path):
         process.send_signal(signal.SIGINT)
         _, err = process.communicate(timeout=60)
     last = err.rstrip("\n").split("\n")[-1].split("\r")[-1].strip()
-    assert process.returncode == 130 and last.startswith("stopped") and "Traceback" not in err
+    assert process.returncode == 130 and last.startswith("interrupted") and "Traceback" not in err
     assert not list(out.iterdir())
 
 

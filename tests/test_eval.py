@@ -25,23 +25,24 @@ def planted(*guesses, **fields):
     weight = F.one_hot(torch.tensor(guesses), 2).mT.float()  # (S, C, N)
     heads = {"weight": weight, "bias": torch.zeros(len(guesses), 1, 2)}
     heads |= {"mean": torch.zeros(len(TRUTH)), "scale": torch.ones(len(TRUTH))}
-    told = {"lang": "ko", "method": "langalign", "arch": "fc", "n": 10, "seed": 0}
-    told |= {"residuals": False, "l2": 0, "seeds": 0} | fields
-    return {**told, "heads": heads}
+    shared = {"lang": "ko", "via": ["ko"], "method": "langalign", "arch": "fc", "n": 10}
+    return {**shared, "residuals": False, "seed": 0, **fields, "heads": heads}
 
 
 @pytest.fixture
 def judge(tmp_path):
-    """Records of planted heads on four rows, by (method, arch, n, residuals, l2)."""
+    """Records of planted heads on four rows, by (method, arch, n, residuals, seed)."""
     rows = [("ab"[y], f"text {i}") for i, y in enumerate(TRUTH)]
     write(tmp_path / "task/ko/test.tsv", "label text", rows)
     info = {"data": str(tmp_path), "task": "task", "labels": ["a", "b"], "two_texts": False}
-    english = planted([0, 1, 1, 1], [0, 1, 0, 1], lang="", method="english", arch=None, n=None)
+    english = planted(
+        [0, 1, 1, 1], [0, 1, 0, 1], lang="", via=None, method="english", arch=None, n=None
+    )
 
     def run(*heads):
         embed = lambda texts: torch.eye(len(texts))
         records = evaluation.evaluate("ko", [english, *heads], None, embed, info)
-        fields = "method", "arch", "n", "residuals", "l2"
+        fields = "method", "arch", "n", "residuals", "seed"
         return {tuple(record[field] for field in fields): record for record in records}
 
     return run
@@ -59,15 +60,8 @@ def test_accuracy_and_gain_by_hand(judge):
     assert low <= langalign["gain"] <= high
 
 
-def test_seeds_of_a_variant_are_pooled(judge):
-    records = judge(planted([0, 1, 0, 0]), planted([1, 0, 1, 1], [0, 1, 1, 1], seed=7))
-    assert len(records) == 2
-    record = records["langalign", "fc", 10, False, 0]
-    assert record["heads"] == 3 and record["accuracy"] == pytest.approx((1 + 0 + 1 / 2) / 3)
-
-
-def test_variants_are_rows_of_their_own(judge):
-    changes = {}, {"n": 20}, {"arch": "ae"}, {"residuals": True}, {"l2": 0.5}, {"method": "mixed"}
+def test_each_file_has_a_record(judge):
+    changes = {}, {"n": 20}, {"arch": "ae"}, {"residuals": True}, {"seed": 7}, {"method": "mixed"}
     guesses = [[0, 1, 0, 0], [1, 1, 0, 0], [1, 0, 0, 0], [1, 0, 1, 0], [1, 0, 1, 1], [0, 0, 0, 0]]
     heads = [planted(guess, **change) for guess, change in zip(guesses, changes)]
     records = judge(*heads)
@@ -128,7 +122,7 @@ def test_leaked_rows_are_counted(world, folder, tmp_path, capsys):
         write(root / f"reviews/{name}.tsv", header, [row, ["negative", *"bc"[:columns]]])
     main("eval.py", "--lang", "ko", "--out", folder, "--data", root, "--all")
     err = capsys.readouterr().err
-    assert "(6.0%) are training rows, too" in err and "['all'] go with --predict" in err
+    assert "(6.0%) are also training rows" in err and "--all without --predict has no effect" in err
     records = json.loads((folder / "results-ko.json").read_text())
     assert {record["leaks"] for record in records} == {3} and len(records) > 5
 
@@ -137,9 +131,9 @@ def test_head_of_another_lm_is_named(world, folder, capsys):
     make_encoder(folder / "other", seed=1)
     where = "--data", world.data, "--task", "reviews", "--out", folder
     main("step1_embed.py", "--model", folder / "other", *where, "--epochs", 0)
-    with pytest.raises(UserError, match="no heads; python step3_head.py"):
+    with pytest.raises(UserError, match="no English head; run: python step3_head.py"):
         main("eval.py", "--lang", "ko", "--out", folder)
-    assert "heads of another LM or task are left out" in capsys.readouterr().err
+    assert "heads of another LM or task are ignored" in capsys.readouterr().err
 
 
 # --predict
@@ -148,7 +142,7 @@ TEXTS = [cipher(text) for text in (f"the {w} {v} room" for w, v in zip(GOOD + BA
 
 @pytest.fixture
 def label(tmp_path, capsys):
-    """Rows that --predict prints for a file of these bytes, split at tabs; .err: what it says besides."""
+    """Rows that --predict prints for a file of these bytes, split at tabs; .err: what goes to stderr."""
 
     def run(out, content, *flags, lang="ko"):
         if isinstance(content, list):
@@ -213,9 +207,9 @@ def test_form_of_the_file_does_not_matter(runs, label):
 
 
 BROKEN = {
-    "labelled": ("positive\t{0}\n", 1, "not 1 filled column"),
-    "second line labelled": ("{0}\nnegative\t{1}\n", 2, "not 1 filled column"),
-    "empty line": ("{0}\n\u3000\n{1}\n", 2, "not 1 filled column"),
+    "labelled": ("positive\t{0}\n", 1, "expected 1 non-empty column"),
+    "second line labelled": ("{0}\nnegative\t{1}\n", 2, "expected 1 non-empty column"),
+    "empty line": ("{0}\n\u3000\n{1}\n", 2, "expected 1 non-empty column"),
 }
 
 
@@ -229,7 +223,7 @@ def test_line_that_is_no_text_is_named(what, runs, label):
 def test_line_that_is_not_utf8_is_named(runs, label, monkeypatch):
     monkeypatch.setattr(evaluation, "CHUNK", 2)
     content = "\n".join([*TEXTS[:4], ""]).encode() + "방이 좋았다".encode("cp949")
-    with pytest.raises(UserError, match="text.txt:5: not UTF-8.*; 4 lines are labelled"):
+    with pytest.raises(UserError, match="text.txt:5: not UTF-8.*; 4 lines were labelled"):
         label(runs, content)
 
 
@@ -264,13 +258,13 @@ def test_pair_task_takes_two_columns(other_runs, label):
     labels, _ = evaluation.classify(other_runs[0], texts, lang="ko", method="english")
     assert header[width:] == ["text", "text_b"] and [row[0] for row in rows] == labels
     assert [tuple(row[width:]) for row in rows] == texts
-    with pytest.raises(UserError, match="text.txt:2: not 2 filled column"):
+    with pytest.raises(UserError, match="text.txt:2: expected 2 non-empty column"):
         label(other_runs[0], ["a\tb", "a"], "--method", "english")
 
 
 def test_line_whose_embedding_is_not_finite_is_named(other_runs, label, monkeypatch):
     monkeypatch.setattr(evaluation, "CHUNK", 3)
-    with pytest.raises(UserError, match="text.txt:4: not a finite"):
+    with pytest.raises(UserError, match="a stale film.* is not finite; .*3 lines were labelled"):
         label(other_runs[1], ["good", "bad", "film", "a stale film"], "--method", "english")
 
 
@@ -280,22 +274,20 @@ def test_flags_name_the_head(folder, label):
     assert f"labelling with {path}" in label.err
     residuals = label(folder, TEXTS, "--residuals")
     assert residuals != expected and f"labelling with {path.stem}" not in label.err
-    os.link(path, folder / "head-ko-fc-n9.pt")
-    both = f"several fit, say which by --n.*{path.name} head-ko-fc-n9.pt"
+    common.save(folder / "head-ko-fc-n9.pt", **{**common.load(path, "head"), "n": 9})
+    both = f"2 files match, choose one by --n: {path.name} head-ko-fc-n9.pt"
     with pytest.raises(UserError, match=both):
         label(folder, TEXTS)
     assert label(folder, TEXTS, "--n", n) == expected
-    with pytest.raises(UserError, match=f"no head-ko-ae-n.*: python step3_head.py.*{path.name}"):
+    with pytest.raises(UserError, match="no such head file; run: python step3_head.py .*--arch ae"):
         label(folder, TEXTS, "--arch", "ae")
-    with pytest.raises(UserError, match=f"no head-sw-fc-n.*: python step3_head.py.*{path.name}"):
+    with pytest.raises(UserError, match="no such head file; run: python step3_head.py .*--lang sw"):
         label(folder, TEXTS, lang="sw")
 
 
 def test_lines_are_read_as_they_are_labelled(runs, capsys, monkeypatch):
     """At most CHUNK lines are in memory: a generator is not read ahead of what is printed."""
     monkeypatch.setattr(evaluation, "CHUNK", 4)
-    encoder, _ = common.load_encoder(runs)
-    head = evaluation.load_head(runs, encoder, "ko")
     printed, ahead = [], []
 
     def lines():
@@ -304,8 +296,8 @@ def test_lines_are_read_as_they_are_labelled(runs, capsys, monkeypatch):
             ahead.append(i - "".join(printed).count("\n"))
             yield f"{TEXTS[i % len(TEXTS)]}\n"
 
-    args = SimpleNamespace(all=False, text=True, batch_tokens=None)
-    evaluation.predict(lines(), "-", head, encoder, 1, args)
+    args = SimpleNamespace(all=False, text=True)
+    evaluation.predict(lines(), "-", evaluation.load_classifier(runs, "ko"), args)
     printed.append(capsys.readouterr().out)
     assert max(ahead) == 3
     labelled = [line.split("\t")[2] for line in "".join(printed).splitlines()]

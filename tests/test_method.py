@@ -85,7 +85,7 @@ def test_fit_keeps_the_epoch_of_the_best_held_out_mse():
 
 def test_a_loss_that_is_not_finite_stops():
     x, y, _ = planted()
-    with pytest.raises(UserError, match="lower lr 1e"):
+    with pytest.raises(UserError, match="use a lower lr than 1e"):
         fit(Aligner("fc", dim=8), *parts(x, y), epochs=2, lr=1e30)
 
 
@@ -230,25 +230,25 @@ def test_masked_mean_by_hand():
 
 @pytest.mark.parametrize("pool", ["mean", "cls"])
 def test_padding_and_batches_change_nothing(world, pool):
-    encoder = load_pretrained(world.encoder, pool).eval()
+    encoder = load_pretrained(world.encoder, pool)
     plain = one_by_one(encoder, [(text,) for text in TEXTS])
     assert plain.std(0).mean() > 0.1, "the encoder must tell the texts apart"
-    for budget in (1, 30, 10_000):
-        assert torch.allclose(encode(encoder, TEXTS, budget), plain, atol=1e-5)
-        assert torch.allclose(encode(encoder, TEXTS[::-1], budget), plain.flip(0), atol=1e-5)
+    for encoder.batch_tokens in (1, 30, 10_000):
+        assert torch.allclose(encode(encoder, TEXTS), plain, atol=1e-5)
+        assert torch.allclose(encode(encoder, TEXTS[::-1]), plain.flip(0), atol=1e-5)
 
 
 @pytest.mark.parametrize("kind", ["xlm-roberta", "bert"])  # bert: with token types
 def test_pairs_are_one_sequence(tmp_path, kind):
-    encoder = load_pretrained(make_encoder(tmp_path, kind)).eval()
+    encoder = load_pretrained(make_encoder(tmp_path, kind), batch_tokens=40)
     pairs = list(pairwise(TEXTS))
-    assert torch.allclose(encode(encoder, pairs, 40), one_by_one(encoder, pairs), atol=1e-5)
+    assert torch.allclose(encode(encoder, pairs), one_by_one(encoder, pairs), atol=1e-5)
     assert not torch.allclose(encode(encoder, pairs), encode(encoder, [p[::-1] for p in pairs]))
 
 
 def test_strings_are_texts_and_a_bare_string_is_none(encoder):
     assert torch.equal(encode(encoder, TEXTS), encode(encoder, [(text,) for text in TEXTS]))
-    with pytest.raises(TypeError, match="not the bare string 'good film'"):
+    with pytest.raises(TypeError, match="a list of texts or pairs, got a str"):
         encode(encoder, "good film")
 
 
@@ -282,7 +282,7 @@ def through(aligner, encoder, texts):
         return encode(encoder, texts)
 
 
-def moved(lm, rank=4):
+def moved(lm, rank=8):
     """An Inside whose up is not zero."""
     inside = Inside(lm, rank)
     for up in inside.up:
@@ -292,7 +292,7 @@ def moved(lm, rank=4):
 
 def test_only_one_is_on_and_none_after_the_block(encoder):
     before, inside = encode(encoder, TEXTS), moved(encoder.lm)
-    with pytest.raises(ValueError, match="an Inside is on"), inside.on(encoder):
+    with pytest.raises(ValueError, match="another Inside is active"), inside.on(encoder):
         Inside(encoder.lm).on(encoder).__enter__()
     assert torch.equal(encode(encoder, TEXTS), before)
     assert not torch.allclose(through(inside, encoder, TEXTS), before, atol=0.01)  # on again
@@ -351,7 +351,7 @@ def test_an_aligner_comes_back_from_its_file(encoder, tmp_path, arch):
         buffer += 0.5
     art = {"arch": arch, "aligner": aligner.config, "state": aligner.state_dict()}
     save(tmp_path / "a.pt", "align", lm="x", **art)
-    back = build_aligner(load(tmp_path / "a.pt", "align", "x"), encoder.lm)
+    back = build_aligner(load(tmp_path / "a.pt", "align"), encoder.lm)
     assert not any(p.requires_grad for p in back.parameters()) and not back.training
     assert torch.equal(through(back, encoder, TEXTS), through(aligner, encoder, TEXTS))
 
@@ -412,7 +412,7 @@ def test_what_a_notebook_may_give(encoder):
     """An iterable, no epochs, float64 with a gradient, a text of three parts, x and y that do not fit."""
     texts, x = ["good film", "bad", "so so"], torch.randn(30, 8).double().requires_grad_()
     assert same({"": encode(encoder, iter(texts))}, {"": encode(encoder, texts)})
-    with pytest.raises(TypeError, match="pairs"):
+    with pytest.raises(TypeError, match="text_b"):
         encode(encoder, [("label", "good", "bad")])
     aligner, y = Aligner("fc", 8), torch.arange(30) % 2
     assert fit(aligner, x, x, x, x, epochs=2) and fit(aligner, x, x, x, x, epochs=0) == []
@@ -456,12 +456,8 @@ from step1_embed import tune
 from step2_align import fit_inside
 pick_device(Namespace(device="cpu", amp="off"))
 encoder = load_pretrained(MODEL)
-made = {"all": encode(encoder, TEXTS, 30), **gradients(encoder)}
-try:
-    encode(encoder, [f"good {RANK}"] * 2)
-except UserError as err:
-    made["error"] = str(err)
-torch.save(made, "made.pt")
+encoder.batch_tokens = 30
+torch.save({"all": encode(encoder, TEXTS), **gradients(encoder)}, "made.pt")
 say("rank", RANK)
 dist.barrier()
 torch.save(encode(encoder, ["good film"]), "one.pt")
@@ -475,7 +471,7 @@ def state():
 before = state()
 import common, SCRIPT
 assert state() == before
-assert (common.RANK, common.WORLD) == (0, 1)  # RANK is 1, but does not count without WORLD_SIZE
+assert (common.RANK, common.WORLD) == (0, 1)  # RANK counts only under torchrun
 """
 COPIES = {
     "step1_embed.py": """
@@ -532,6 +528,7 @@ def processes(world, runs, tmp_path_factory):
     with socket.socket() as free:
         free.bind(("localhost", 0))
         env = {"MASTER_ADDR": "localhost", "MASTER_PORT": str(free.getsockname()[1])}
+        env["TORCHELASTIC_RUN_ID"] = "of torchrun"
     for rank in "01":
         folder = base / f"rank{rank}"
         folder.mkdir()
@@ -559,10 +556,9 @@ def ranks(processes):
     return [torch.load(folder / "made.pt") for folder in folders]
 
 
-def test_two_ranks_encode_as_one_and_stop_if_their_texts_differ(ranks, encoder):
+def test_two_ranks_encode_as_one(ranks, encoder):
     for made in ranks:
         assert torch.allclose(made["all"], encode(encoder, TEXTS), atol=1e-5)
-        assert made["error"] == "the ranks read different texts: give all of them the same files"
 
 
 def test_two_ranks_encode_one_text(processes):
@@ -585,7 +581,7 @@ def test_two_ranks_have_the_gradients_of_one(ranks, world, part):
 def test_a_script_and_common_work_alone_and_importing_changes_nothing(processes, name):
     base, status = processes
     assert status[name] == 0, (base / name / "err").read_text()
-    assert (base / name / "out").read_text() == ""
+    assert (base / name / "out").read_text() == (base / name / "err").read_text() == ""
     there = {path.name for path in (base / name).iterdir()} - {"out", "err", "__pycache__"}
     assert there == {name, "common.py"}
 
