@@ -1,10 +1,9 @@
 """Shared by the four scripts of LangAlign (arXiv 2503.18603): encoder e(.), aligner A, data, run folder.
 
-Start with e(.) and A, and return to the rest when a script uses it. d_en is an English text, T(d_en) its
-translation. A text is a tuple: (text,), or in a pair task such as NLI (text, text_b), encoded as one
-sequence pair. Embeddings are fp32 tensors (N, D) on the CPU. Shapes: N rows, M rows of a second set
-(dev, residuals), n pairs, P premises, B batch, T tokens, D width, C classes, S seeds, R rank.
-"""
+Start with e(.) and A, and return to the rest when a script uses it. A text is a tuple: (text,), or in a pair
+task such as NLI (text, text_b), encoded as one sequence pair. d_en is an English text, T(d_en) its translation.
+Embeddings are fp32 tensors (N, D) on the CPU. Shapes: N rows, M rows of a second set (dev, residuals), n pairs,
+P premises, B batch, T tokens, D width, C classes, S seeds, R rank."""
 
 import argparse
 import contextlib
@@ -17,7 +16,7 @@ import sys
 import unicodedata
 import zipfile
 from functools import partial
-from itertools import pairwise
+from itertools import chain, pairwise
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +24,6 @@ import torch
 import torch.distributed as dist
 import transformers
 from torch import nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from tqdm import tqdm
 
 BATCH_TOKENS = {"cpu": 1_024, "cuda": 65_536}  # per encoding batch, with padding; others: 16,384
@@ -79,7 +77,7 @@ class Encoder(nn.Module):
         """Encode a batch made by `pad` -> (B, D) fp32."""
         device, attention = self.lm.device.type, contextlib.nullcontext()
         if device == "cpu" and torch.is_grad_enabled():  # fused attention is slow backwards there
-            attention = sdpa_kernel(SDPBackend.MATH)
+            attention = nn.attention.sdpa_kernel(nn.attention.SDPBackend.MATH)
         with attention, torch.autocast(device, self.autocast, enabled=self.autocast is not None):
             hidden = self.lm(**batch).last_hidden_state.float()  # (B, T, D)
         return masked_mean(hidden, batch["attention_mask"]) if self.pool == "mean" else hidden[:, 0]
@@ -134,7 +132,7 @@ def make_optimizer(weights, lr, steps, weight_decay=0.0):
 @torch.no_grad()
 def encode(encoder, texts, progress="encode"):
     """Texts or (text, text_b) pairs -> (N, D) fp32 on the CPU; under torchrun each rank encodes a share. Raises
-    UserError naming the first text whose embedding is not finite. progress: "" for no bar, no warnings."""
+    UserError if an embedding is not finite. progress: "" for no bar, no warnings."""
     if isinstance(texts, str) or hasattr(texts, "columns"):
         raise TypeError(f"expected a list of texts or pairs, got a {type(texts).__name__}")
     texts = list(texts)  # also accepts a pandas Series
@@ -182,10 +180,10 @@ class Aligner(nn.Module):
             if arch == "ae":
                 down = np.linspace(dim, width or dim // 2, depth + 1).round().astype(int).tolist()
                 widths = down + down[-2::-1]
-            layers = []
-            for width_in, width_out in pairwise(widths):
-                layers += [nn.Linear(width_in, width_out), nn.ReLU(), nn.Dropout(dropout)]
-            self.f = nn.Sequential(*layers[:-2])  # no ReLU or dropout after the last layer
+            layers = [
+                (nn.Linear(i, o), nn.ReLU(), nn.Dropout(dropout)) for i, o in pairwise(widths)
+            ]
+            self.f = nn.Sequential(*chain(*layers))[:-2]  # no ReLU or dropout after the last layer
         else:
             self.f = nn.Identity() if arch == "shift" else nn.Linear(dim, dim, bias=False)
         self.mean_x, self.scale_x = nn.Buffer(torch.zeros(dim)), nn.Buffer(torch.ones(dim))
@@ -260,10 +258,8 @@ def read_lines(path):
         line = err.object.count(b"\n", 0, err.start) + 1
         raise UserError(f"{path}:{line}: not UTF-8; data/convert.py --encoding reads other files")
     except FileNotFoundError:
-        folders = (
-            ", ".join(sorted(f.name for f in Path(path).parent.parent.glob("*/"))) or "nothing"
-        )
-        hint = f"check --data, --task and --lang (there: {folders}; see data/README.md)"
+        langs = ", ".join(sorted(folder.name for folder in Path(path).parent.parent.glob("*/")))
+        hint = f"check --data, --task and --lang (there: {langs or 'nothing'}; see data/README.md)"
         raise UserError(f"{path}: no such file; {hint}")
     return compose(text).rstrip("\n").split("\n")
 
@@ -275,8 +271,7 @@ def read_texts(lines, file, width):
             raise UserError(f"{file}:{number}: not UTF-8; save the file as UTF-8")
         text = tuple(compose(line).rstrip("\n").split("\t"))
         if len(text) != width or not all(part.strip() for part in text):
-            hint = "is the line empty, or does it have a label?"
-            raise UserError(f"{file}:{number}: expected {width} non-empty column(s); {hint}")
+            raise UserError(f"{file}:{number}: expected {width} non-empty column(s), no label")
         yield text
 
 
@@ -284,8 +279,8 @@ def read_tsv(path, *headers, labels=None):
     """Return the rows, as tuples, of a tab-separated file without quoting whose header is in `headers`."""
     header, *rows = [tuple(line.split("\t")) for line in read_lines(path)]
     if " ".join(header) not in headers:
-        expected = f"expected, tab-separated: {', or '.join(headers)}"
-        raise UserError(f"{path}:1: header is {' '.join(header)[:60]!r}; {expected}")
+        header, expected = " ".join(header)[:60], ", or ".join(headers)
+        raise UserError(f"{path}:1: header is {header!r}; expected, tab-separated: {expected}")
     for line, row in enumerate(rows, 2):
         if len(row) != len(header) or row[1:] == header[1:] or not all(map(str.strip, row[1:])):
             raise UserError(f"{path}:{line}: expected {len(header)} columns, no text empty: {row}")
@@ -306,8 +301,9 @@ def describe_task(data, task):
     looks = {unicodedata.normalize("NFKC", label).casefold() for label in labels}
     looks = {re.sub(r"[\s\u00ad\u200b-\u200d\ufeff]", "", look) for look in looks}
     if len(looks) < max(2, len(labels)) or "" in looks:
-        rule = "at least two are needed, none empty, no two that look the same"
-        raise UserError(f"{path}: labels {labels}: {rule}")
+        raise UserError(
+            f"{path}: {labels}: at least two labels, none empty, no two that look the same"
+        )
     if len(labels) > max(2, len(rows) / 10):
         warn(f"{path}: {len(labels)} classes in {len(rows)} rows; is the label column first?")
     return {"data": str(data), "task": task, "labels": labels, "two_texts": len(rows[0]) == 3}
@@ -447,12 +443,10 @@ def find(out, kind, digest, **fields):
         raise UserError(f"{out}: {len(current)} files match, choose one by --n: {names}")
     usual, lang = describe(fields["lang"]), fields["lang"] or "en"
     flags = [f"--{name} {value}" for name, value in wanted.items() if value != usual[name]]
-    command = " ".join([f"--lang {lang}", *flags]).replace("+", " ").replace(" True", "")
-    script = "step2_align.py" if kind == "align" else "step3_head.py"
+    flags = " ".join([f"--lang {lang}", *flags]).replace("+", " ").replace(" True", "")
+    command = f"python {'step2_align' if kind == 'align' else 'step3_head'}.py --out {out} {flags}"
     problem = "belongs to another LM than encoder/" if fits else f"no such {kind} file"
-    raise UserError(
-        f"{out}: {problem}; run: python {script} --out {out} {command} (found: {names})"
-    )
+    raise UserError(f"{out}: {problem}; run: {command} (found: {names})")
 
 
 def load_pretrained(name, pool="mean", max_len=256, texts=(), **options):
@@ -479,9 +473,7 @@ def load_pretrained(name, pool="mean", max_len=256, texts=(), **options):
         reason = " ".join(str(err).split())[:150] or type(err).__name__
         if "sentencepiece" in reason or "tiktoken" in reason:
             reason = "its tokenizer needs: pip install sentencepiece protobuf"
-        raise UserError(
-            f"--model {name}: {reason}; use a hub name or a folder such as runs/encoder"
-        )
+    raise UserError(f"--model {name}: {reason}; use a hub name or a folder such as runs/encoder")
 
 
 def digests_of(folder):
@@ -506,8 +498,7 @@ def save_encoder(encoder, out, info):
         chosen = [info[key] for key in ("task", "labels", "pool", "max_len", "files")]
         info["lm"] = digest_of(repr(chosen).encode())
     save(Path(out, "embed.pt"), "embed", **info)
-    if RANK == 0:
-        # last: after a crash in between, the digests in embed.pt do not match encoder/
+    if RANK == 0:  # last: after a crash in between, embed.pt does not match encoder/
         shutil.rmtree(folder, ignore_errors=True)
         fresh.rename(folder)
 
@@ -531,14 +522,13 @@ def cached(encoder, out, texts, progress="encode"):
     if encoder.inside:
         weights = encoder.inside.state_dict().values()
         name += f"-inside-{digest_of(*(w.cpu().numpy().tobytes() for w in weights))[:16]}"
-    folder, rows = Path(out, "cache", name), {}  # each file is written once
-    for path in sorted(folder.glob("*.pt")):
+    folder, rows = Path(out, "cache", name), {}
+    for path in folder.glob("*.pt"):
         art = load(path, "cache")
         rows.update(zip(art["texts"], art["embeddings"]))
-    new = [text for text in dict.fromkeys(texts) if text not in rows]
-    if new:
+    if new := [text for text in dict.fromkeys(texts) if text not in rows]:
         embeddings = encode(encoder, new, progress)
-        path = folder / f"{digest_of(repr(new).encode())[:32]}.pt"
+        path = folder / f"{digest_of(repr(new).encode())[:32]}.pt"  # each file is written once
         save(path, "cache", texts=new, embeddings=embeddings)
         rows.update(zip(new, embeddings))
     return torch.stack([rows[text] for text in texts])
@@ -596,14 +586,14 @@ def check_flags(args):
     for name, value in vars(args).items():
         low = {"seed": 0, "epochs": 0, "lr": 0, "l2": 0}.get(name, 1)
         if type(value) in (int, float) and not low <= value < 2**32:
-            flag = "--" + name.replace("_", "-")
-            raise UserError(f"{flag} {value}: must be at least {low}, below 2^32")
+            name = name.replace("_", "-")
+            raise UserError(f"--{name} {value}: must be at least {low}, below 2^32")
         if name in ("lang", "via") and value:
             langs = [value] if isinstance(value, str) else value
             codes = all(re.fullmatch(r"[\w-]+", lang, re.ASCII) for lang in langs)
             if not codes or len(set(langs)) < len(langs):
-                reason = "expected language codes such as ko, each once"
-                raise UserError(f"--{name} {' '.join(langs)}: {reason}")
+                langs = " ".join(langs)
+                raise UserError(f"--{name} {langs}: expected language codes such as ko, each once")
 
 
 def pick_device(args):

@@ -6,8 +6,7 @@
 Reads   <out>/ of steps 1 to 3 and <data>/<task>/<lang>/test.tsv.
 Writes  <out>/results-<lang>.json, the table as a list of objects. --predict writes to standard output only:
         `label<TAB>probability` per input line (pairs: text<TAB>text_b), averaged over the heads, 1,024 at a time.
-Expect  on toy Korean english 57%, langalign fc 23 points more, with residuals 28 (last digits differ by CPU).
-"""
+Expect  on toy Korean english 57%, langalign fc 23 points more, with residuals 28 (last digits differ by CPU)."""
 
 import json
 import sys
@@ -61,11 +60,10 @@ def evaluate(lang, heads, encoder, embed, info, split="test"):
     majority = (y.bincount().max() / len(y)).item()
     shared = {"lang": lang, "split": split, "rows": len(y), "leaks": leaks, "majority": majority}
     premises = np.unique([text[0] for text in texts], return_inverse=True)[1]  # (N,)
+    hits = [(logits_of(head, encoder, embed, texts).argmax(2) == y).double() for head in heads]
     records = []
-    for head in heads:
-        hit = (logits_of(head, encoder, embed, texts).argmax(2) == y).double()  # (S, N)
-        english = hit.mean(0) if head is heads[0] else english  # noqa
-        gains = (hit.mean(0) - english).numpy()  # (N,)
+    for head, hit in zip(heads, hits):  # (S, N)
+        gains = (hit.mean(0) - hits[0].mean(0)).numpy()  # (N,)
         std = hit.mean(1).std(correction=0).item()
         record = {field: head[field] for field in describe(lang)} | shared
         record |= {"heads": len(hit), "accuracy": hit.mean().item(), "accuracy_std": std}
@@ -116,9 +114,7 @@ def predict(source, file, classifier, args):
 def main():
     p = make_parser(__doc__, step=4)
     flag = p.add_argument
-    flag(
-        "--split", choices=("test", "dev"), default="test", help="test or dev rows (default: test)"
-    )
+    flag("--split", choices=("test", "dev"), default="test", help="rows to use (default: test)")
     flag("--predict", metavar="FILE", help="label each line (-: stdin) with the selected head")
     flag("--all", action="store_true", help="with --predict: a header, and a column per label")
     flag("--text", action="store_true", help="with --predict: repeat the text in the last columns")
@@ -148,20 +144,19 @@ def main():
         command = f"python step3_head.py --out {args.out} --lang {args.lang} --method english"
         raise UserError(f"{args.out}: no English head; run: {command}")
     say(f"eval | {machine} | {len(heads)} head files")
-    records = evaluate(
-        args.lang, heads, encoder, partial(cached, encoder, args.out), info, args.split
-    )
+    embed = partial(cached, encoder, args.out)
+    records = evaluate(args.lang, heads, encoder, embed, info, args.split)
     say("{lang}, {rows} {split} rows, majority class {majority:.2%}".format(**records[0]))
     say(f"{'':32}     n  heads  accuracy    +-  points over english [95%]")
     for r in records:
-        words = [r["method"], r["arch"], "residuals" if r["residuals"] else ""]
-        name = " ".join(word for word in [*words, f"seed {r['seed']}" if r["seed"] else ""] if word)
+        name = f"{r['method']} {r['arch'] or ''}{' residuals' if r['residuals'] else ''}"
+        name += f" seed {r['seed']}" if r["seed"] else ""
         std, gain, low, high = (100 * v for v in (r["accuracy_std"], r["gain"], *r["interval"]))
         line = f"  {name:28}{r['n'] or '-':>7}{r['heads']:7}{r['accuracy']:10.2%}{std:6.2f}"
         line += f"  {gain:+6.2f} [{low:+.2f}, {high:+.2f}]" if r is not records[0] else ""
         if r["via"] not in (None, args.lang):
-            seen = args.lang in r["via"].split("+")
-            line += f"  A of {r['via']}" + ("" if seen else ", unseen")
+            line += f"  A of {r['via']}"
+            line += "" if args.lang in r["via"].split("+") else ", unseen"
         say(line)
     path = Path(args.out, f"results-{args.lang}{'-dev' if args.split == 'dev' else ''}.json")
     write_atomic(path, json.dumps(records, indent=1).encode())

@@ -7,8 +7,7 @@
 
 Reads   <out>/ of step 1 and <data>/<task>/<lang>/translated.tsv (formats: data/README.md).
 Writes  <out>/align-<langs>-<arch>-n<n>.pt, reversed align-<langs>-rev-..., and embeddings in <out>/cache/.
-Expect  no warning; on the toy data R^2 0.82 and P@1 36% (identity: 0%) for Korean.
-"""
+Expect  no warning; on the toy data R^2 0.82 and P@1 36% (identity: 0%) for Korean."""
 
 import copy
 import math
@@ -26,9 +25,8 @@ from common import make_optimizer, make_parser, pick_device, run, save, say, shu
 # The paper: FC or AE, trained by Eq. 1 ----------------------------------------------------------
 @torch.random.fork_rng()  # dropout draws from the global generator: leave it as it was
 def fit(aligner, x, y, held_x, held_y, epochs=30, lr=1e-3, batch=128, weight_decay=1.0, seed=0):
-    """Minimise Eq. 1, the squared error between A(x) and y (paper, Step 2): x = e(d_en), y = e(T(d_en)),
-    both (N, D). Swap x and y for Rev-LangAlign. Trains in place, keeps the best held-out epoch,
-    returns the held-out MSE per epoch."""
+    """Minimise Eq. 1, the squared error between A(x) and y, in place: x = e(d_en), y = e(T(d_en)), both (N, D).
+    Swap x and y for Rev-LangAlign. Keeps the best held-out epoch, returns the held-out MSE per epoch."""
     torch.manual_seed(seed)
     if not 1 < len(x) == len(y):
         raise ValueError(f"x has {len(x)} rows, y has {len(y)}; they must match (at least 2)")
@@ -62,9 +60,8 @@ def solve(arch, x, y, held_x, held_y, ridges=(1e-3, 0.01, 0.03, 0.1, 0.3, 1.0, 3
     """Return the Aligner A(x) = (x - mean_x) W + mean_y of the pairs x, y (N, D), in closed form, on the CPU.
     shift       W = I: the difference of the means
     procrustes  W orthogonal, from the SVD of X^T Y (Schonemann 1966)
-    linear      W = I + (X^T X + r I)^-1 X^T (Y - X), ridge toward the identity: directions the pairs do not
-                determine stay unchanged; r is the multiple (from `ridges`) of X^T X's mean eigenvalue
-                with the lowest held-out MSE"""
+    linear      W = I + (X^T X + r I)^-1 X^T (Y - X), ridge toward the identity: directions without data stay;
+                r is the multiple (from `ridges`) of X^T X's mean eigenvalue with the lowest held-out MSE"""
     if arch not in CLOSED:
         raise ValueError(f"arch {arch!r} is none of {', '.join(CLOSED)}")
     aligner = Aligner(arch, x.shape[1])
@@ -86,9 +83,8 @@ def solve(arch, x, y, held_x, held_y, ridges=(1e-3, 0.01, 0.03, 0.1, 0.3, 1.0, 3
 
 # Ours: A inside the frozen LM -------------------------------------------------------------------
 def fit_inside(inside, encoder, texts, y, held, held_y, epochs=None, lr=3e-3, batch=32, seed=0):
-    """Minimise Eq. 1 reversed, |e_A(T(d)) - e(d)|^2. e_A is the frozen encoder with A active, `texts` are
-    T(d), y = e(d) (N, D). Default: at least 4 epochs and 180 steps (our choice). Keeps the last epoch,
-    returns the held-out MSE per epoch."""
+    """Minimise Eq. 1 reversed, |e_A(T(d)) - e(d)|^2: e_A is the frozen encoder with A active, `texts` are T(d),
+    y = e(d) (N, D). Default: at least 4 epochs and 180 steps (our choice). Returns the held-out MSE per epoch."""
     encoder.eval()  # no dropout in the LM
     model = inside.to(encoder.lm.device)
     model = torch.nn.parallel.DistributedDataParallel(model) if WORLD > 1 else model
@@ -114,13 +110,12 @@ def fit_inside(inside, encoder, texts, y, held, held_y, epochs=None, lr=3e-3, ba
 
 # Report -----------------------------------------------------------------------------------------
 def check_pairs(english, target, x, y, task_x):
-    """Warn of pairs that no aligner can use, from their texts and embeddings (n, D). Returns the domain gap: the
-    distance between the mean embeddings of the pairs' English and of the task's English, task_x (M, D),
-    in the task's total standard deviations."""
+    """Warn of unusable pairs, from their texts and embeddings (n, D). Returns the domain gap: the distance between
+    the means of x and of the task's English, task_x (M, D), in the task's total standard deviations."""
     text, count = Counter(target).most_common(1)[0]
     if count > max(2, len(target) / 100):
-        rest = f"only {len(set(target))} are distinct"
-        warn(f"{count} rows have the same translation, {text[0][:30]!r}; {rest}")
+        counts = f"{count} rows have the same translation, {text[0][:30]!r}"
+        warn(f"{counts}; only {len(set(target))} are distinct")
     same = sum(source == translation for source, translation in zip(english, target))
     if same > len(target) / 10:
         warn(f"{same} of {len(target)} translations are identical to the English")
@@ -146,8 +141,8 @@ def measure(predicted, y, mean, most=2_000):
 
 
 def report(predicted, x, y, mean, langs):
-    """Print measures of A's output (N, D) on held-out pairs x, y, in all and per language (langs: N codes), next
-    to two baselines, identity and mean; return them."""
+    """Print and return measures of A's output (N, D) on held-out pairs x, y, also per language (langs: N codes),
+    and of two baselines, identity and mean."""
     guesses = {"A": predicted, "identity": x, "mean": mean.expand_as(y)}
     rows = {name: measure(guess, y, mean) for name, guess in guesses.items()}
     for lang in sorted(set(langs)) if len(set(langs)) > 1 else ():

@@ -8,8 +8,7 @@
 Baselines (--method): english, centred, translated, mixed, native; --help explains them.
 Reads   <out>/ of step 1, for langalign and rev an aligner of step 2, and <data>/<task>/.
 Writes  <out>/head-<lang>-....pt, and always <out>/head-english.pt, the baseline of eval.py.
-Expect  on the toy data 97% English dev accuracy through A, 99% without.
-"""
+Expect  on the toy data 97% English dev accuracy through A, 99% without."""
 
 import math
 from functools import partial
@@ -24,10 +23,9 @@ from common import make_parser, pick_device, read_lines, read_texts, run, save, 
 
 
 def train_heads(x, y, classes, residuals=None, seeds=range(5), l2=0.05, lr=1e-3, steps=2_000):
-    """Train S linear heads at once, one per seed: cross-entropy + l2 |w|^2 on embeddings x (N, D), labels y (N,)
-    from 0 to classes - 1, in batches of 64, for at least ten epochs and `steps` steps (our choice).
-    residuals (M, D): a random residual is added to each row of x, redrawn every epoch.
-    Returns {"weight": (S, C, D), "bias": (S, 1, C), "mean": (D,), "scale": (D,)} for common.logits."""
+    """Train S linear heads at once, one per seed: cross-entropy + l2 |w|^2 on embeddings x (N, D), labels y (N,),
+    for at least ten epochs and `steps` steps (our choice). residuals (M, D): one is added to each row of x, drawn
+    again every epoch. Returns weight (S, C, D), bias (S, 1, C), mean (D,) and scale (D,) for common.logits."""
     if not 1 < len(x) == len(y):
         raise ValueError(f"x has {len(x)} rows, y has {len(y)}; they must match (at least 2)")
     generators, x = [torch.Generator().manual_seed(seed) for seed in seeds], x.detach().float()
@@ -80,8 +78,8 @@ def main():
     p.add_argument("--unlabelled", metavar="FILE", help="for centred: target texts, one per line")
     args = p.parse_args()
     check_flags(args)
-    options = args.method, args.arch, args.via, args.n, args.residuals
-    fields = describe(args.lang, *options, args.seed)
+    options = args.method, args.arch, args.via, args.n, args.residuals, args.seed
+    fields = describe(args.lang, *options)
     method = fields["method"]
     if (method == "centred") != bool(args.unlabelled):
         raise UserError("--method centred needs --unlabelled FILE; no other method takes it")

@@ -471,6 +471,8 @@ def state():
 before = state()
 import common, SCRIPT
 assert state() == before
+transformers.logging.set_verbosity_error()  # common.run silences it in the scripts
+transformers.logging.disable_progress_bar()
 assert (common.RANK, common.WORLD) == (0, 1)  # RANK counts only under torchrun
 """
 COPIES = {
