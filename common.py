@@ -63,9 +63,8 @@ class Encoder(nn.Module):
 
     def __init__(self, lm, tokenizer, pool="mean", max_len=256, batch_tokens=None, digest=""):
         super().__init__()
-        for name, module in lm.named_modules():
+        for name, module in lm.named_modules():  # RoBERTa's positions start after the padding id
             if name.endswith("position_embeddings") and isinstance(module, nn.Embedding):
-                # RoBERTa's position ids start after the padding id, so fewer are usable
                 first = 0 if module.padding_idx is None else module.padding_idx + 1
                 max_len = min(max_len, module.num_embeddings - first)
         self.lm, self.tokenizer, self.pool, self.dim = lm, tokenizer, pool, lm.config.hidden_size
@@ -302,7 +301,7 @@ def describe_task(data, task):
     looks = {re.sub(r"[\s\u00ad\u200b-\u200d\ufeff]", "", look) for look in looks}
     if len(looks) < max(2, len(labels)) or "" in looks:
         raise UserError(
-            f"{path}: {labels}: at least two labels, none empty, no two that look the same"
+            f"{path}: {labels}: need at least two, no empty one, none that look the same"
         )
     if len(labels) > max(2, len(rows) / 10):
         warn(f"{path}: {len(labels)} classes in {len(rows)} rows; is the label column first?")
@@ -422,12 +421,12 @@ def describe(lang, method=None, arch="fc", via=None, n=None, residuals=False, se
     return fields | {"n": n, "residuals": residuals, "seed": seed}
 
 
-def file_name(kind, lang, via, method, arch, n, residuals, seed):
-    """Return the file name of an aligner or head; options at their default are left out."""
+def path_of(out, kind, lang, via, method, arch, n, residuals, seed):
+    """Return the path of an aligner or head; options at their default are left out of its name."""
     parts = [kind, lang, "" if via in (None, lang) else f"via-{via}"]
     parts += ["" if method == "langalign" else method, arch, f"n{n}" if n else ""]
     parts += ["residuals" if residuals else "", f"seed{seed}" if seed else ""]
-    return "-".join(part for part in parts if part) + ".pt"
+    return Path(out, "-".join(part for part in parts if part) + ".pt")
 
 
 def find(out, kind, digest, **fields):
@@ -573,8 +572,7 @@ def make_parser(doc, step):
         method = "; ".join(f"{name}: {text}" for name, text in methods.items())
         flag("--method", choices=methods, help=f"{method} (default: langalign; rev with inside)")
     if step > 2:
-        via = "languages whose pairs trained the aligner (default: that of --lang)"
-        flag("--via", nargs="+", metavar="LANG", help=via)
+        flag("--via", nargs="+", metavar="LANG", help="languages of the aligner (default: --lang)")
         flag("--residuals", action="store_true", help="add random residuals of the pairs to A(x)")
         flag("--seeds", type=int, default=5, help="number of heads (default: 5)")
         flag("--l2", type=float, default=0.05, help="L2 penalty weight (default: 0.05)")

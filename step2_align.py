@@ -12,14 +12,13 @@ Expect  no warning; on the toy data R^2 0.82 and P@1 36% (identity: 0%) for Kore
 import copy
 import math
 from collections import Counter
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 
 from common import CLOSED, WORLD, Aligner, Inside, UserError, bar, cached, check_flags, describe
-from common import encode, file_name, fixed_order, hold_out, load_encoder, load_pairs, load_task
-from common import make_optimizer, make_parser, pick_device, run, save, say, shuffled, warn
+from common import encode, fixed_order, hold_out, load_encoder, load_pairs, load_task
+from common import make_optimizer, make_parser, path_of, pick_device, run, save, say, shuffled, warn
 
 
 # The paper: FC or AE, trained by Eq. 1 ----------------------------------------------------------
@@ -164,20 +163,19 @@ def report(predicted, x, y, mean, langs):
 def main():
     args = make_parser(__doc__, step=2).parse_args()
     check_flags(args)
-    langs = sorted(args.lang)
-    fields = describe("+".join(langs), args.method, args.arch, seed=args.seed)
+    fields = describe("+".join(sorted(args.lang)), args.method, args.arch, seed=args.seed)
 
     # e(.), frozen, and e(d_en), e(T(d_en)) of the pairs, (n, D)
     device, dtype, machine = pick_device(args)
     encoder, info = load_encoder(args.out, device, dtype, args.data, args.batch_tokens)
-    english, target, langs = load_pairs(info, dict.fromkeys(langs, args.n))
+    english, target, langs = load_pairs(info, dict.fromkeys(sorted(args.lang), args.n))
     train, held = hold_out(english)
     counts = dict(Counter(langs))
     say(f"step 2 | {machine} | pairs {counts}: {len(train)} train, {len(held)} held out")
     task, _ = load_task(info, "en", "train")
     task = [task[i] for i in fixed_order(len(task))[:2_000]]
-    parts = [len(english), len(target), len(task)]
-    x, y, task_x = cached(encoder, args.out, [*english, *target, *task]).split(parts)
+    sizes = [len(english), len(target), len(task)]
+    x, y, task_x = cached(encoder, args.out, [*english, *target, *task]).split(sizes)
     gap = check_pairs(english, target, x, y, task_x)
 
     if fields["method"] == "rev":
@@ -188,7 +186,7 @@ def main():
         aligner = Inside(encoder.lm)
         texts, held_texts = [target[i] for i in train], [target[i] for i in held]
         fit_inside(aligner, encoder, texts, y[train], held_texts, y[held], seed=args.seed)
-        with torch.no_grad(), aligner.on(encoder):
+        with aligner.on(encoder):
             predicted = encode(encoder, held_texts)
     elif args.arch in CLOSED:
         aligner = solve(args.arch, *parts)
@@ -201,7 +199,7 @@ def main():
     rows = report(predicted, x[held], y[held], y[train].mean(0), [langs[i] for i in held])
 
     fields["n"] = max(counts.values())
-    path = Path(args.out, file_name("align", **fields))
+    path = path_of(args.out, "align", **fields)
     content = {"lm": encoder.digest, "aligner": aligner.config, "state": aligner.cpu().state_dict()}
     save(path, "align", **fields, **content, report=rows, gap=gap, pairs=counts)
     say(f"-> {path}")

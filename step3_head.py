@@ -12,14 +12,13 @@ Expect  on the toy data 97% English dev accuracy through A, 99% without."""
 
 import math
 from functools import partial
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 
-from common import UserError, bar, build_aligner, cached, check_flags, describe, file_name, find
+from common import UserError, bar, build_aligner, cached, check_flags, describe, find
 from common import load_encoder, load_english, load_pairs, load_task, load_translated, logits
-from common import make_parser, pick_device, read_lines, read_texts, run, save, say, warn
+from common import make_parser, path_of, pick_device, read_lines, read_texts, run, save, say, warn
 
 
 def train_heads(x, y, classes, residuals=None, seeds=range(5), l2=0.05, lr=1e-3, steps=2_000):
@@ -63,7 +62,7 @@ def train_heads(x, y, classes, residuals=None, seeds=range(5), l2=0.05, lr=1e-3,
 
 def save_heads(out, fields, heads, dev_x, dev_y, rows, **more):
     """Report heads trained on `rows` rows on English dev rows (M, D), and write their file."""
-    path = Path(out, file_name("head", **fields))
+    path = path_of(out, "head", **fields)
     dev = (logits(heads, dev_x).argmax(2) == dev_y).double().mean(1)  # (S,)
     majority = (dev_y.bincount().max() / len(dev_y)).item()
     accuracy = f"{dev.mean():.2%} +- {dev.std(correction=0):.2%}, majority class {majority:.2%}"
