@@ -1,16 +1,16 @@
-"""Benchmark of LangAlign (arXiv 2503.18603): time and memory against what users would run instead. No test.
+"""Benchmark LangAlign (arXiv 2503.18603): time and memory against what users would run instead. This is no test.
 
-    python tests/bench.py                                        # every part, on the toy world
-    python tests/bench.py --quick --only encode,step1 --peers    # small sizes; ONNX and OpenVINO, too
+    python tests/bench.py                                        # every part, on the toy data
+    python tests/bench.py --quick --only encode,step1 --peers    # small sizes, with ONNX and OpenVINO
     python tests/bench.py --model xlm-roberta-base --data data/real --task nli --lang ko
 
-encode   texts a second of common.encode against plain transformers code, as in sentence-transformers
-step1    examples a second of step1_embed.tune against Hugging Face Trainer (without accelerate: a plain loop)
-inside   seconds an epoch and peak memory of step2_align.fit_inside against distilling the LM's layers
-steps23  seconds of fit (fc), solve (linear), train_heads on random embeddings (N, 384)
-main     seconds of README's commands in a copy of the repository; with --data or --quick without data/toy.py
-Prints   as its last line a JSON object; a ratio above 1: ours is faster or smaller (--peers: the smallest ratio to
-         a program of the backend, each in its class: fp32; bf16 or int8). Only an idle machine's numbers count.
+encode   texts per second of common.encode against plain transformers code, as in sentence-transformers
+step1    examples per second of step1_embed.tune against Hugging Face Trainer (without accelerate: a plain loop)
+inside   seconds per epoch and peak memory of step2_align.fit_inside against distilling the LM's layers
+steps23  seconds of fit (fc), solve (linear) and train_heads on random embeddings (N, 384)
+main     seconds of README's commands in a copy of the repository (data/toy.py not with --data or --quick)
+Prints   a JSON object as its last line. A ratio above 1 means that ours is faster or smaller. With --peers it is the
+         smallest ratio to a program of that backend in its class (fp32, or bf16 and int8). Use an idle machine.
 """
 
 import argparse
@@ -18,6 +18,7 @@ import copy
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -81,7 +82,7 @@ def seconds_of(job, device):
 
 
 def take_turns(jobs, args):
-    """Median seconds of each job, A B A B ...: a machine that slows down does so for all."""
+    """Return the median seconds of each job, run in turns, so that a slow hour is slow for all."""
     rounds = [[seconds_of(job, args.device) for job in jobs] for _ in range(args.size["rounds"])]
     return [median(column) for column in zip(*rounds)]
 
@@ -93,7 +94,7 @@ def load_all(args):
 
 @torch.no_grad()
 def plain_encode(encoder, texts, batch=32):
-    """What sentence-transformers does: sort by length, batches of 32, padding, mean over tokens."""
+    """Encode as sentence-transformers does: sorted by length, batches of 32, padding, mean over tokens."""
     order = sorted(range(len(texts)), key=lambda i: -len(texts[i]))
     out, options = torch.zeros(len(texts), encoder.dim), {"padding": True, "return_tensors": "pt"}
     options |= {"truncation": True, "max_length": encoder.max_len}
@@ -105,7 +106,7 @@ def plain_encode(encoder, texts, batch=32):
 
 
 def share_of_products(encoder, texts):
-    """Share of encode's time that is spent in matrix products outside of attention, in one short run."""
+    """Return the share of encode's time in matrix products outside of attention, from one short run."""
     with torch.profiler.profile() as run:
         whole = seconds_of(partial(encode, encoder, texts), encoder.lm.device)
     field = "self_cpu_time_total" if encoder.lm.device.type == "cpu" else "self_device_time_total"
@@ -175,7 +176,7 @@ def bench_encode(args):
 
 
 def train_peer(model, tokenizer, rows, epochs, dtype):
-    """All weights, dropout in the LM, random batches of 32: by Trainer with its defaults or a plain loop."""
+    """Train all weights with LM dropout and random batches of 32, by Trainer's defaults or a plain loop."""
     if transformers.utils.is_accelerate_available():
         options = {"num_train_epochs": epochs, "per_device_train_batch_size": 32}
         options |= {"bf16": dtype == torch.bfloat16, "fp16": dtype == torch.float16}
@@ -221,7 +222,7 @@ def bench_step1(args):
 
 
 def peak_memory(device):
-    """Peak bytes. Where /proc tells it not ru_maxrss, which on Linux begins at the parent's."""
+    """Return the peak bytes, from /proc if possible: on Linux ru_maxrss starts at the parent's value."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     if Path("/proc/self/status").exists():
@@ -232,7 +233,7 @@ def peak_memory(device):
 
 
 def one_inside(args, whole):
-    """In a process of its own: (seconds an epoch, peak bytes, bytes before the training)."""
+    """Return (seconds per epoch, peak bytes, bytes before training). Run it in a process of its own."""
     transformers.logging.disable_progress_bar()
     info, encoder = load_all(args)
     english, target, _ = common.load_translated(info, args.lang)
@@ -257,7 +258,9 @@ def bench_inside(args):
             runs[whole].append(pool.submit(one_inside, args, whole).result())
     ours, theirs = ([median(column) for column in zip(*runs[whole])] for whole in runs)
     for name, (seconds, peak, before) in ("inside", ours), ("LM's layers", theirs):
-        print(f"  {name}: {seconds:.2f} s an epoch, {peak / 1e6:.0f} MB, before {before / 1e6:.0f}")
+        print(
+            f"  {name}: {seconds:.2f} s per epoch, {peak / 1e6:.0f} MB, before {before / 1e6:.0f}"
+        )
     return {"inside_ratio": theirs[0] / ours[0], "inside_memory_ratio": theirs[1] / ours[1]}
 
 
@@ -274,8 +277,8 @@ def bench_steps23(args):
 
 
 def bench_main(args):
-    block = (ROOT / "README.md").read_text("utf-8").split("python data/toy.py", 1)[1]
-    lines = re.findall(r"^python (.*?)(?: && \\)?$", block.split("```")[0], re.MULTILINE)
+    block = (ROOT / "README.md").read_text("utf-8").split("```sh\n", 1)[1].split("```")[0]
+    lines = [shlex.split(line, comments=True) for line in re.split(r"&& \\\n|\n", block)]
     own, total, model = args.data != TOY or args.quick, 0.0, args.model
     world = ["--model", str(Path(model).resolve()) if Path(model).exists() else model]
     world += ["--data", str(Path(args.data).resolve()), "--task", args.task]
@@ -283,9 +286,11 @@ def bench_main(args):
     with tempfile.TemporaryDirectory() as place:
         skip = shutil.ignore_patterns(".*", "runs", "toy", "real", "venv", "__pycache__")
         shutil.copytree(ROOT, f"{place}/copy", ignore=skip)
-        for line in lines if own else ["data/toy.py", *lines]:
+        for line in [" ".join(words[1:]) for words in lines if words[:1] == ["python"]]:
+            if own and line.startswith("data/toy.py"):
+                continue
             command = [sys.executable, *line.replace("--lang ko", f"--lang {args.lang}").split()]
-            if own:  # its world, and as many pairs as it has, up to the default
+            if own:  # its world, and all pairs
                 command = [word for word in command if word not in ("--n", "20000")]
                 command += world if "step1_embed.py" in command else []
             start, options = time.perf_counter(), {"capture_output": True, "text": True}
@@ -303,21 +308,26 @@ PARTS |= {"steps23": bench_steps23, "main": bench_main}
 
 def main():
     raw = argparse.RawDescriptionHelpFormatter
-    p = argparse.ArgumentParser(description=__doc__, usage=argparse.SUPPRESS, formatter_class=raw)
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
     flag = p.add_argument
-    flag("--only", default=",".join(PARTS), help="parts to run, with commas (default: all)")
-    flag("--quick", action="store_true", help="small sizes; main without building the toy world")
-    flag("--model", default=f"{TOY}/encoder", help="hub name or folder (default: the toy's)")
+    flag("--only", default=",".join(PARTS), help="parts to run, separated by commas (default: all)")
+    flag("--quick", action="store_true", help="small sizes, and main without data/toy.py")
+    flag("--model", default=f"{TOY}/encoder", help="hub name or folder (default: data/toy/encoder)")
     flag("--data", default=TOY, help="root of <task>/<lang>/*.tsv (default: data/toy)")
     flag("--task", default="sentiment", help="folder below --data (default: sentiment)")
     flag("--lang", default="ko", help="target language (default: ko)")
-    flag("--device", help="cuda, mps or cpu; else the first there is")
-    flag("--amp", choices=("off", "bf16", "fp16"), help="as in step 1")
-    flag("--peers", nargs="?", const="runs/peers", help="in this environment (default: runs/peers)")
+    flag("--device", help="cuda, mps or cpu (default: first accelerator, else cpu)")
+    flag(
+        "--amp",
+        choices=("off", "bf16", "fp16"),
+        help="mixed precision of the LM (default: as in step 1)",
+    )
+    peers = "compare with ONNX and OpenVINO, installed in this folder (default: runs/peers)"
+    flag("--peers", nargs="?", const="runs/peers", help=peers)
     args = p.parse_args()
     args.only, args.size = args.only.split(","), QUICK if args.quick else FULL
     if not set(args.only) <= set(PARTS):
-        raise UserError(f"--only {','.join(args.only)}: give some of {','.join(PARTS)}")
+        raise UserError(f"--only {','.join(args.only)}: expected some of {','.join(PARTS)}")
     args.device, args.dtype, machine = common.pick_device(args)
     processor = torch.cpu.get_capabilities().get("cpu_name") or os.uname().machine
     print(f"bench | {processor}, {os.cpu_count()} cores | {machine} | torch {torch.__version__}")

@@ -1,6 +1,6 @@
-"""What the tests share: a tiny random encoder, tiny data whose "Korean" is a cipher of English, one run folder.
+"""Shared by the tests: a tiny random encoder, tiny data whose "Korean" is a cipher of English, one run folder.
 
-Helpers are plain functions (`from conftest import ...`); the fixtures are `world`, `runs` and `folder`.
+Helpers are plain functions (`from conftest import ...`). The fixtures are `world`, `runs` and `folder`.
 """
 
 import importlib
@@ -30,7 +30,7 @@ hf.logging.disable_progress_bar()
 
 import step3_head
 
-signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's `&` may have it ignored
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's `&` ignores it
 
 NAMES = "step1_embed.py", "step2_align.py", "step3_head.py", "eval.py"
 SCRIPTS = {name: importlib.import_module(name[:-3]) for name in NAMES}
@@ -54,12 +54,12 @@ KINDS = {
 
 
 def cipher(text):
-    """English -> "Korean", word for word."""
+    """Translate English into "Korean", word for word."""
     return " ".join(CIPHER[word] for word in text.split())
 
 
 def make_tokenizer(texts, token_types=False, max_len=64):
-    """A tokenizer of the words of `texts`, with XLM-R's special tokens."""
+    """Return a tokenizer of the words of `texts`, with XLM-R's special tokens."""
     core = Tokenizer(models.WordLevel(unk_token="<unk>"))
     core.pre_tokenizer = pre_tokenizers.Whitespace()
     core.train_from_iterator(texts, trainers.WordLevelTrainer(special_tokens=SPECIAL))
@@ -79,7 +79,7 @@ def make_tokenizer(texts, token_types=False, max_len=64):
 
 
 def make_encoder(folder, kind="xlm-roberta", texts=None, seed=0, **config):
-    """Save a random encoder (hidden 32, 2 layers, 2 heads) of a kind of KINDS; returns the folder."""
+    """Save a random encoder (hidden 32, 2 layers, 2 heads) of a kind of KINDS. Return the folder."""
     make_config, own = KINDS[kind]
     tokenizer = make_tokenizer(texts or [" ".join([*WORDS, *CIPHER.values()])], kind == "bert")
     tokenizer.save_pretrained(folder)
@@ -92,7 +92,7 @@ def make_encoder(folder, kind="xlm-roberta", texts=None, seed=0, **config):
 
 
 def write(path, header, rows):
-    """Write a tab-separated file; returns its path."""
+    """Write a tab-separated file. Return its path."""
     path.parent.mkdir(parents=True, exist_ok=True)
     lines = ["\t".join(row) for row in [header.split(), *rows]]
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
@@ -100,15 +100,15 @@ def write(path, header, rows):
 
 
 def make_row(rng, pair):
-    """(label, text) or (label, text, text_b): English whose label follows from its words."""
+    """Return (label, text) or (label, text, text_b), English whose label follows from its words."""
     if not pair:
         label, words = rng.choice([("positive", GOOD), ("negative", BAD)])
         text = rng.choices(words, k=3) + rng.choices(GOOD + BAD, k=1) + rng.choices(PLAIN, k=4)
         return label, " ".join(rng.sample(text, len(text)))
     label = rng.choice(["contradiction", "entailment", "neutral"])
     premise = rng.sample(GOOD, 3) + rng.sample(PLAIN, 3)
-    told = {"contradiction": BAD, "entailment": premise[:3], "neutral": PLAIN}[label]
-    return label, " ".join(rng.sample(premise, 6)), " ".join(rng.sample(told, 3))
+    words = {"contradiction": BAD, "entailment": premise[:3], "neutral": PLAIN}[label]
+    return label, " ".join(rng.sample(premise, 6)), " ".join(rng.sample(words, 3))
 
 
 def make_task(root, task="reviews", pair=False, rows=120, seed=0):
@@ -128,14 +128,14 @@ def make_task(root, task="reviews", pair=False, rows=120, seed=0):
 
 
 def call(script, *args, **env):
-    """Run a script of the repository root as a user does; returns the finished process, output as text."""
+    """Run a script of the repository root as a user does. Return the finished process, output as text."""
     command, env = [sys.executable, script, *map(str, args)], {**os.environ, **env}
     options = {"capture_output": True, "encoding": "utf-8", "timeout": 120}
     return subprocess.run(command, check=False, cwd=ROOT, env=env, **options)
 
 
 def main(script, *args):
-    """The same in this process, on the CPU in fp32: a mistake is raised as UserError."""
+    """Run a script in this process, on the CPU in fp32. A mistake raises UserError."""
     argv = [script, *map(str, args), "--device", "cpu", "--amp", "off"]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", argv)
@@ -144,7 +144,7 @@ def main(script, *args):
 
 @pytest.fixture(scope="session")
 def world(tmp_path_factory):
-    """.data: root with the tasks reviews and nli; .encoder: folder of a random XLM-R. Not to be changed."""
+    """Return .data, root of the tasks reviews and nli, and .encoder, a random XLM-R. Do not change them."""
     path = tmp_path_factory.mktemp("world")
     make_task(path / "data", rows=400)
     make_task(path / "data", "nli", pair=True)
@@ -152,13 +152,13 @@ def world(tmp_path_factory):
 
 
 def few_steps(patch, steps):
-    """Step 3 trains its heads for so many steps."""
+    """Let step 3 train its heads for only `steps` steps."""
     patch.setattr(step3_head, "train_heads", partial(step3_head.train_heads, steps=steps))
 
 
 @pytest.fixture(scope="session")
 def runs(world, tmp_path_factory):
-    """A run folder of task reviews, made once by the scripts, with heads of many methods. Not to be changed."""
+    """Return a run folder of task reviews with heads of many methods, made by the scripts. Do not change it."""
     out = tmp_path_factory.mktemp("runs") / "runs"
     ko = "--lang", "ko", "--out", out
     with pytest.MonkeyPatch.context() as patch:
@@ -176,5 +176,5 @@ def runs(world, tmp_path_factory):
 
 @pytest.fixture
 def folder(runs, tmp_path):
-    """A copy of `runs`, to change."""
+    """Return a copy of `runs` that a test may change."""
     return shutil.copytree(runs, tmp_path / "runs")

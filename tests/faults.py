@@ -1,19 +1,20 @@
-"""Fault injection: kill each script at random moments, look, run it again. A program, not a test.
+"""Kill each script at random moments, inspect the files, and run it again. This is a program, not a test.
 
     python tests/faults.py                                  # 50 kills of each of the four scripts
     python tests/faults.py --kills 10 --script step2_align
 
-A script runs in a forked child, on the tiny random world of conftest.py. SIGKILL ends it: half of the times
-at a random moment of the run, half in the middle of a write or beside a rename or a deletion. Every other
-run starts in a folder where the same command ran before, so that it has files to overwrite. After a kill
-every file must hold what it held before or what an undisturbed run writes, byte for byte; then the same
-command must succeed and leave what an undisturbed run leaves. A killed write may leave its temporary file.
+A script runs in a forked child, on the tiny random data of conftest.py. SIGKILL ends it. Half of the kills come
+at a random moment, half in a write or next to a rename or a deletion. Every second run starts in a folder where
+the same command ran before, so that it has files to overwrite. After a kill every file must be, byte for byte,
+either the old one or that of an undisturbed run. Then the same command must succeed and leave the files of an
+undisturbed run. A killed write may leave its temporary file.
 
-Prints  a line a script: kills that landed, and where; temporary files left; differences, each on a line.
-Expect  0 differences; exit status 1 if there is one.
+Prints  one line per script: kills by kind, temporary files left, and differences. Each difference has a line.
+Expect  0 differences. The exit status is 1 if there is one.
 """
 
 import argparse
+import math
 import os
 import random
 import shutil
@@ -33,13 +34,13 @@ import common
 import eval as evaluation
 import step3_head
 
-PARTS = 3  # in which a child writes a file
+PARTS = 3  # pieces in which a child writes a file
 NAMES = "step1_embed", "step2_align", "step3_head", "eval"
-EVENTS = RawValue("l", 0)  # what a child did that changes files: pieces written, renames, deletions
+EVENTS = RawValue("l", 0)  # a child's changes of files: pieces written, renames, deletions
 
 
 def commands(base):
-    """Script -> its arguments, in the order in which they build on each other."""
+    """Return {script: its arguments}, in the order in which they build on each other."""
     where, run = ["--data", str(base / "data")], ["--out", str(base / "run"), "--device", "cpu"]
     model = ["--model", str(base / "encoder"), "--task", "reviews", "--epochs", "1", *where]
     ko = ["--lang", "ko"]
@@ -47,7 +48,7 @@ def commands(base):
 
 
 def watch(at):
-    """Count EVENTS; number `at` (0: none) is the last of this process."""
+    """Count EVENTS, and kill this process at number `at` (0: never)."""
 
     def event():
         EVENTS.value += 1
@@ -55,7 +56,7 @@ def watch(at):
             os.kill(os.getpid(), signal.SIGKILL)
 
     def write_bytes(path, content):
-        size = -(-len(content) // PARTS)
+        size = math.ceil(len(content) / PARTS)
         with open(path, "wb") as file:
             for start in range(0, len(content), size):
                 event()
@@ -71,15 +72,15 @@ def watch(at):
 
 
 def launch(base, name, at=0):
-    """Fork a child that runs a script as `python <name>.py` would; returns its process id."""
+    """Fork a child that runs a script as `python <name>.py` would. Return its process id."""
     EVENTS.value = 0
     pid = os.fork()
     if pid:
         return pid
     try:
-        with open(base / "told", "w", 1) as sys.stdout:
+        with open(base / "output", "w", 1) as sys.stdout:
             sys.stderr = sys.stdout
-            tqdm.set_lock(threading.RLock())  # tqdm's own is shared: a killed child would keep it
+            tqdm.set_lock(threading.RLock())  # a killed child would keep tqdm's own, shared lock
             sys.argv = [f"{name}.py", *commands(base)[name]]
             watch(at)
             common.run(SCRIPTS[f"{name}.py"].main)
@@ -89,12 +90,12 @@ def launch(base, name, at=0):
 
 
 def finish(pid):
-    """Exit status of a child, or minus the signal that ended it."""
+    """Return the exit status of a child, or minus the signal that ended it."""
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
 def content(folder):
-    """({name: bytes} of the files below a folder, number of temporary files)."""
+    """Return ({name: bytes} of the files below a folder, number of temporary files)."""
     paths = [path for path in folder.rglob("*") if path.is_file()]
     files = {str(path.relative_to(folder)): path.read_bytes() for path in paths}
     kept = {name: data for name, data in files.items() if ".tmp" not in name}
@@ -102,23 +103,23 @@ def content(folder):
 
 
 def reset(base, start):
-    """The run folder as it was at a start: a folder beside it, or none."""
+    """Restore the run folder from the copy `start`, or delete it if there is no copy."""
     shutil.rmtree(base / "run", ignore_errors=True)
     if (base / start).exists():
         shutil.copytree(base / start, base / "run")
 
 
 def undisturbed(base, name, start):
-    """Run a script once; (seconds, events, what the run folder holds then)."""
+    """Run a script once. Return (seconds, events, contents of the run folder)."""
     reset(base, start)
     begin, status = time.monotonic(), finish(launch(base, name))
     if status or not EVENTS.value:
-        sys.exit(f"{name}: status {status}, {EVENTS.value} writes: {(base / 'told').read_text()}")
+        sys.exit(f"{name}: status {status}, {EVENTS.value} writes: {(base / 'output').read_text()}")
     return time.monotonic() - begin, EVENTS.value, content(base / "run")[0]
 
 
 def kill_once(base, name, start, seconds, writes, expected, rng, in_write):
-    """A kill and the run that follows: (moment, None if it came too late; temporary files; faults)."""
+    """Kill a run, then rerun it. Return (moment or None if it came too late, temporary files, faults)."""
     reset(base, start)
     before = content(base / "run")[0]
     if in_write:
@@ -128,7 +129,7 @@ def kill_once(base, name, start, seconds, writes, expected, rng, in_write):
         wait = rng.uniform(0, seconds)
         moment, pid = f"{wait:.3f} of {seconds:.3f} s", launch(base, name)
         time.sleep(wait)
-        os.kill(pid, signal.SIGKILL)  # one that has ended is still there, as a zombie
+        os.kill(pid, signal.SIGKILL)  # if it has ended, it is a zombie until waited for
     if finish(pid) != -signal.SIGKILL:
         return None, 0, []
 
@@ -138,27 +139,27 @@ def kill_once(base, name, start, seconds, writes, expected, rng, in_write):
     faults += [f"{path} is gone" for path in {*before} - {*after} if "encoder" not in path]
     status, end = finish(launch(base, name)), content(base / "run")[0]
     if status:
-        faults.append(f"the next run: status {status}: {(base / 'told').read_text()[-200:]}")
+        faults.append(f"the next run: status {status}: {(base / 'output').read_text()[-200:]}")
     different = {path for path, _ in {*end.items()} ^ {*expected.items()}}
     faults += [f"{path} differs after the next run" for path in different]
     return moment, left, [f"{start}, {moment}: {fault}" for fault in faults]
 
 
 def kill_script(base, name, kills, rng):
-    """Kill a script so many times, print its line; returns the number of differences."""
+    """Kill a script `kills` times and print its line. Return the number of differences."""
     starts = [f"{name}-before", f"{name}-after"]
     reset(base, starts[0])
-    told = {starts[0]: undisturbed(base, name, starts[0])}
+    whole = {starts[0]: undisturbed(base, name, starts[0])}
     shutil.copytree(base / "run", base / starts[1])
-    told[starts[1]] = undisturbed(base, name, starts[1])
-    faults = [f"{name} twice: another result"] if told[starts[0]][2] != told[starts[1]][2] else []
+    whole[starts[1]] = undisturbed(base, name, starts[1])
+    faults = [f"{name} twice: another result"] if whole[starts[0]][2] != whole[starts[1]][2] else []
     landed, left = {True: 0, False: 0}, 0
-    for trial in range(3 * kills):  # a kill that comes too late is tried again
+    for trial in range(3 * kills):  # a kill that came too late is repeated
         in_write = landed[True] < landed[False] or landed[False] >= kills - kills // 2
         if sum(landed.values()) == kills:
             break
         start = starts[trial % 2]
-        moment, temporary, wrong = kill_once(base, name, start, *told[start], rng, in_write)
+        moment, temporary, wrong = kill_once(base, name, start, *whole[start], rng, in_write)
         landed[in_write] += moment is not None
         left, faults = left + temporary, faults + wrong
     reset(base, starts[1])
@@ -170,9 +171,9 @@ def kill_script(base, name, kills, rng):
 
 def main():
     p = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    p.add_argument("--kills", type=int, default=50, help="of each script (default: 50)")
-    p.add_argument("--script", choices=NAMES, help="only this one (default: all four)")
-    p.add_argument("--seed", type=int, default=0, help="of the random moments (default: 0)")
+    p.add_argument("--kills", type=int, default=50, help="kills per script (default: 50)")
+    p.add_argument("--script", choices=NAMES, help="run only this script (default: all four)")
+    p.add_argument("--seed", type=int, default=0, help="random seed of the moments (default: 0)")
     args = p.parse_args()
     step3_head.train_heads = partial(step3_head.train_heads, steps=100)
     evaluation.BOOTSTRAP = 500

@@ -1,4 +1,4 @@
-"""What a user does wrong: each mistake gets one line that says what, where and how, and spoils nothing."""
+"""Make users' mistakes: each gets one line that says what, where and how to fix it, and changes no file."""
 
 import argparse
 import re
@@ -28,7 +28,7 @@ PAIRS = "reviews/ko/translated.tsv"
 
 @pytest.fixture
 def place(world, folder, tmp_path, monkeypatch):
-    """A run folder, its encoder and data, to break."""
+    """Return copies of a run folder, its encoder and its data, to break."""
     few_steps(monkeypatch, 200)  # as in `runs`: the same bits
     fit_inside = partial(step2_align.fit_inside, epochs=1)
     monkeypatch.setattr(step2_align, "fit_inside", fit_inside)
@@ -39,7 +39,7 @@ def place(world, folder, tmp_path, monkeypatch):
 
 @pytest.fixture
 def play(place, capsys, monkeypatch):
-    """Runs "step2 --n 5" in this process as the script runs itself: (exit status, stdout, stderr)."""
+    """Return a function that runs "step2 --n 5" in this process -> (exit status, stdout, stderr)."""
 
     def run(line):
         script, *args = line.split()
@@ -57,20 +57,20 @@ def play(place, capsys, monkeypatch):
 
 
 def listing(folder):
-    """Every file below a folder with its bytes; of the cache only what is not whole."""
+    """Return {file: bytes} below a folder, without whole files of the cache."""
     paths = [path for path in folder.rglob("*") if path.is_file()]
     paths = [path for path in paths if "cache" not in path.parts or ".tmp" in path.name]
     return {path: path.read_bytes() for path in paths}
 
 
 def rewrite(path, change):
-    """Put change(rows) in place of the rows of a tab-separated file."""
+    """Replace the rows of a tab-separated file by change(rows)."""
     header, *rows = [line.split("\t") for line in path.read_text(encoding="utf-8").splitlines()]
     return write(path, " ".join(header), change(rows))
 
 
 def pairs(change):
-    """A preparation: the rows of translated.tsv as change(rows) makes them."""
+    """Return a preparation that replaces the rows of translated.tsv by change(rows)."""
     return lambda place: rewrite(place.data / PAIRS, change)
 
 
@@ -83,7 +83,7 @@ def put(name, content):
 
 
 def cut(pattern):
-    """A preparation: some of a run file is lost in the middle, its length stays."""
+    """Return a preparation that overwrites the middle of a run file."""
 
     def prepare(place):
         [path] = place.out.glob(pattern)
@@ -99,7 +99,7 @@ def copy_aligner(target):
 
 
 def model(make, **config):
-    """A preparation: a tiny random model of another class in the encoder's place, its tokenizer kept."""
+    """Return a preparation that replaces the encoder by a random model of another class, same tokenizer."""
 
     def prepare(place):
         tokens = len(hf.AutoTokenizer.from_pretrained(place.encoder))
@@ -110,7 +110,7 @@ def model(make, **config):
 
 
 def another_lm(place):
-    """Step 1 again, with another LM: what stands in the folder besides belongs to the first."""
+    """Run step 1 again with another LM, so that the aligners in the folder belong to the first."""
     make_encoder(place.path / "other", seed=1)
     where = "--data", place.data, "--task", "reviews", "--epochs", 0
     main("step1_embed.py", "--model", place.path / "other", *where, "--out", place.out)
@@ -259,7 +259,7 @@ def first_is_long(rows):
 
 
 def english(change):
-    """A preparation: the rows of en/train.tsv as change(rows) makes them."""
+    """Return a preparation that replaces the rows of en/train.tsv by change(rows)."""
     return lambda place: rewrite(place.data / "reviews/en/train.tsv", change)
 
 

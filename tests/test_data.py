@@ -1,4 +1,4 @@
-"""Text, models and run folders as people bring them: read right, or refused in one line that says where."""
+"""Read text, models and run folders as people bring them, or refuse them in one line that says where."""
 
 import re
 import shutil
@@ -21,16 +21,16 @@ TEXTS = [(" ".join(WORDS[:k]),) for k in (3, 11, 5, 1, 7)]
 
 
 def refused(call, *words):
-    """`call` raises a UserError of one line that holds all words."""
+    """Expect that `call` raises a UserError of one line that holds all words."""
     with pytest.raises(UserError) as caught:
         call()
-    told = str(caught.value)
-    assert "\n" not in told and all(str(word) in told for word in words), told
+    message = str(caught.value)
+    assert "\n" not in message and all(str(word) in message for word in words), message
 
 
 # Files of text
 def test_text_is_composed_whatever_wrote_it(tmp_path):
-    """NFD, as macOS writes it, Korean letter by letter: the same text, and the same label."""
+    """macOS writes NFD, Korean letter by letter. It is the same text and the same label."""
     rows = [("café", "좋은 영화"), ("café", "나쁜 방"), ("no", "x")]
     write(tmp_path / "t/en/train.tsv", ROWS[0], rows)
     rows[0] = tuple(unicodedata.normalize("NFD", cell) for cell in rows[0])
@@ -170,7 +170,7 @@ def encoder(runs):
 
 @pytest.fixture
 def encoded(monkeypatch):
-    """The texts of each call of encode in common."""
+    """Return the list of the texts of each call of encode in common."""
     calls = []
 
     def spy(encoder, texts, *args, **options):
@@ -281,7 +281,7 @@ def test_verbosity_and_bars_of_transformers_stay(world, tmp_path, bars):
 
 
 def test_a_model_without_special_tokens(world, tmp_path):
-    """A text of one token is one to it, as for decoders that embed: all steps take it."""
+    """Some decoders that embed add no special token, so that a word may be one token. All steps accept it."""
     tokenizer = hf.AutoTokenizer.from_pretrained(world.encoder)
     tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing("$A", "$A $B")
     model, out = make_encoder(tmp_path / "model"), tmp_path / "runs"
@@ -305,7 +305,7 @@ def test_a_model_without_special_tokens(world, tmp_path):
 
 
 def test_long_texts_are_announced(world, tmp_path, capsys):
-    """In step 1, where they are trained on."""
+    """Step 1 warns, since it trains on them."""
     data = shutil.copytree(world.data, tmp_path / "data")
     with open(data / "reviews/en/train.tsv", "a") as file:
         file.write("positive\t" + "good " * 99 + "\n")

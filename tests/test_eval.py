@@ -1,4 +1,4 @@
-"""eval.py: numbers by hand on planted heads, the table and its file, labels for new text."""
+"""Check eval.py: numbers by hand on planted heads, the table and its file, labels for new text."""
 
 import json
 import os
@@ -21,7 +21,7 @@ TRUTH = [0, 1, 0, 0]  # labels of the planted rows
 
 
 def planted(*guesses, **fields):
-    """A head file's content: head s guesses guesses[s][i] on row i, whose embedding is one-hot."""
+    """Return the content of a head file. Head s guesses guesses[s][i] on row i, whose embedding is one-hot."""
     weight = F.one_hot(torch.tensor(guesses), 2).mT.float()  # (S, C, N)
     heads = {"weight": weight, "bias": torch.zeros(len(guesses), 1, 2)}
     heads |= {"mean": torch.zeros(len(TRUTH)), "scale": torch.ones(len(TRUTH))}
@@ -31,7 +31,7 @@ def planted(*guesses, **fields):
 
 @pytest.fixture
 def judge(tmp_path):
-    """Records of planted heads on four rows, by (method, arch, n, residuals, seed)."""
+    """Return the records of planted heads on four rows, by (method, arch, n, residuals, seed)."""
     rows = [("ab"[y], f"text {i}") for i, y in enumerate(TRUTH)]
     write(tmp_path / "task/ko/test.tsv", "label text", rows)
     info = {"data": str(tmp_path), "task": "task", "labels": ["a", "b"], "two_texts": False}
@@ -116,7 +116,7 @@ def test_leaked_rows_are_counted(world, folder, tmp_path, capsys):
     files["ko/translated"] = "label text translation"
     test = common.read_tsv(root / "reviews/ko/test.tsv", *common.ROWS)
     for i, (name, header) in enumerate(files.items()):
-        text = unicodedata.normalize("NFD", test[i][1])  # as text, whatever its form
+        text = unicodedata.normalize("NFD", test[i][1])  # the same text in NFD
         columns = header.count(" ")
         row = ["positive", *["a"] * (columns - 1), text]
         write(root / f"reviews/{name}.tsv", header, [row, ["negative", *"bc"[:columns]]])
@@ -142,7 +142,7 @@ TEXTS = [cipher(text) for text in (f"the {w} {v} room" for w, v in zip(GOOD + BA
 
 @pytest.fixture
 def label(tmp_path, capsys):
-    """Rows that --predict prints for a file of these bytes, split at tabs; .err: what goes to stderr."""
+    """Return a function: bytes -> rows that --predict prints, split at tabs. Its .err is the stderr."""
 
     def run(out, content, *flags, lang="ko"):
         if isinstance(content, list):
@@ -166,7 +166,7 @@ def test_predict_agrees_with_classify(flags, runs, label):
 
 
 def test_rev_heads_predict_with_a_in_place(runs):
-    """They hold English's weights: only A, behind the LM or in it, makes another prediction."""
+    """They hold the English weights, so that only A, after or inside the LM, changes the prediction."""
     encoder, _ = common.load_encoder(runs)
     texts = [(text,) for text in TEXTS]
     plain = common.encode(encoder, texts)
@@ -229,7 +229,7 @@ def test_line_that_is_not_utf8_is_named(runs, label, monkeypatch):
 
 @pytest.fixture(scope="module")
 def other_runs(world, tmp_path_factory):
-    """(run folder of task nli, one whose LM has no finite embedding of `stale`), with English heads."""
+    """Return (run folder of nli, one whose LM has no finite embedding of `stale`), with English heads."""
     base = tmp_path_factory.mktemp("other")
     make_encoder(base / "encoder")
     lm = common.load_pretrained(base / "encoder").lm
@@ -286,7 +286,7 @@ def test_flags_name_the_head(folder, label):
 
 
 def test_lines_are_read_as_they_are_labelled(runs, capsys, monkeypatch):
-    """At most CHUNK lines are in memory: a generator is not read ahead of what is printed."""
+    """At most CHUNK lines are in memory, so a generator is not read ahead of what is printed."""
     monkeypatch.setattr(evaluation, "CHUNK", 4)
     printed, ahead = [], []
 
@@ -306,7 +306,7 @@ def test_lines_are_read_as_they_are_labelled(runs, capsys, monkeypatch):
 
 @pytest.fixture(scope="module")
 def process(runs, tmp_path_factory):
-    """`eval.py --predict - < text | head -1` with a cp1252 output and RANK, which some clusters set alone."""
+    """Run `eval.py --predict - < text | head -1` with cp1252 output and RANK, which some clusters set alone."""
     path = tmp_path_factory.mktemp("process") / "text.txt"
     path.write_text("".join(f"{text}\n" for text in TEXTS * 500), encoding="utf-8")
     flags = "--lang", "ko", "--out", str(runs), "--predict", "-", "--text"

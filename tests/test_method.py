@@ -1,4 +1,4 @@
-"""The method, in a reader's order: Eq. 1, A, closed forms, heads, e(.), inside, tuning, several ranks."""
+"""Check the method, in a reader's order: Eq. 1, A, closed forms, heads, e(.), inside, tuning, several ranks."""
 
 import contextlib
 import inspect
@@ -30,7 +30,7 @@ TEXTS = [" ".join(WORDS[:k]) for k in (3, 11, 5, 1, 7, 20, 2)]
 
 
 def planted(kind="linear", n=400, dim=8, noise=0.0):
-    """(x, y, W): y = x W + 3 + noise, W of a kind of closed form; split at n - 100 for held-out rows."""
+    """Return (x, y, W), y = x W + 3 + noise, W of a kind of closed form. `parts` holds out the last 100."""
     g = torch.Generator().manual_seed(0)
     x, W = torch.randn(n, dim, generator=g) + 2, torch.randn(dim, dim, generator=g)
     W = {"shift": torch.eye(dim), "procrustes": torch.linalg.qr(W)[0], "linear": W}[kind]
@@ -74,7 +74,7 @@ def test_fit_minimises_the_held_out_mse(arch, width):
 
 
 def test_fit_keeps_the_epoch_of_the_best_held_out_mse():
-    """Few and noisy pairs, a wide layer: after its best epoch A learns them by heart."""
+    """The pairs are few and noisy, the layer is wide: after its best epoch A overfits."""
     x, y, _ = planted(n=150, noise=10.0)
     torch.manual_seed(0)
     aligner = Aligner("fc", dim=8, width=256, dropout=0.0)
@@ -137,8 +137,8 @@ def test_procrustes_is_orthogonal_whatever_the_pairs():
     assert torch.allclose(W @ W.T, torch.eye(8), atol=1e-5)
 
 
-def test_linear_leaves_what_few_pairs_cannot_tell_as_it_is():
-    """Three pairs span two of eight directions: along the other six W is the identity, not zero."""
+def test_linear_leaves_directions_without_pairs_unchanged():
+    """Three pairs span two of eight directions. Along the other six W is the identity, not zero."""
     x, y, _ = planted("linear")
     W = solve("linear", x[:3], y[:3], x[-100:], y[-100:]).f.weight.T
     unseen = torch.linalg.svd(x[:3] - x[:3].mean(0)).Vh[2:]  # (6, 8)
@@ -149,12 +149,12 @@ def test_linear_leaves_what_few_pairs_cannot_tell_as_it_is():
 # Step 3: heads, residuals
 @pytest.fixture
 def quick(monkeypatch):
-    """Heads of few steps, which is enough for the planted cases."""
+    """Train heads for few steps, which is enough for the planted cases."""
     monkeypatch.setattr("test_method.train_heads", partial(train_heads, steps=300))
 
 
 def labelled(n=64, dim=4):
-    """x (n, dim), not centred, and labels that follow from its first direction, with noise."""
+    """Return x (n, dim), not centred, and labels that follow from its first direction, with noise."""
     g = torch.Generator().manual_seed(0)
     x = 3 * torch.randn(n, dim, generator=g) + 2
     return x, (x[:, 0] - 2 + torch.randn(n, generator=g) > 0).long()
@@ -183,9 +183,9 @@ def test_a_head_does_not_see_its_neighbours(quick):
     assert not torch.allclose(five["weight"][2], one["weight"][0], atol=1e-3)
 
 
-def test_residuals_are_drawn_anew_in_each_epoch_and_all_of_them(quick):
-    """Residual i points along axis i: a weight on it moves only if residual i was drawn. Four rows that
-    kept theirs would move four of sixteen."""
+def test_residuals_are_redrawn_in_each_epoch_from_all(quick):
+    """Residual i points along axis i, so its weight moves only if residual i was drawn. Four rows that kept
+    theirs would move four of sixteen."""
     x, y, residuals = torch.zeros(4, 16), torch.tensor([0, 1, 1, 0]), torch.eye(16)
     start = train_heads(x, y, 2, residuals, seeds=[0, 1], l2=0.0, lr=0.0)["weight"]
     moved = train_heads(x, y, 2, residuals, seeds=[0, 1], l2=0.0)["weight"] != start
@@ -193,7 +193,7 @@ def test_residuals_are_drawn_anew_in_each_epoch_and_all_of_them(quick):
 
 
 def test_residuals_keep_the_head_off_what_a_cannot_explain(quick):
-    """Two directions tell the label alike; in target text noise hides the first. A(x) = x."""
+    """Two directions tell the label equally well. In target text noise hides the first. A(x) = x."""
     g = torch.Generator().manual_seed(0)
     noise = torch.randn(1500, 2, generator=g) * torch.tensor([4.0, 0.2])
     x = torch.randn(1500, 2, generator=g)
@@ -207,7 +207,7 @@ def test_residuals_keep_the_head_off_what_a_cannot_explain(quick):
 
 # e(.)
 def one_by_one(encoder, texts):
-    """The plain way: a text at a time, no padding, the library's own call."""
+    """Encode one text at a time, without padding, by the library's own call."""
     out = []
     for text in texts:
         batch = encoder.tokenizer(*[[part] for part in text], return_tensors="pt")
@@ -219,7 +219,7 @@ def one_by_one(encoder, texts):
 
 @pytest.fixture
 def encoder(world):
-    """A fresh frozen encoder."""
+    """Return a fresh frozen encoder."""
     return load_pretrained(world.encoder).eval().requires_grad_(False)
 
 
@@ -275,7 +275,7 @@ def test_frozen_weights_are_cast_and_rotary_buffers_stay_fp32(world, tmp_path):
 
 # Inside the LM
 def through(aligner, encoder, texts):
-    """Embeddings of texts by e(.) and an A behind it or in it."""
+    """Return the embeddings of texts by e(.) with an A after or inside it."""
     if not isinstance(aligner, Inside):
         return aligner.map(encode(encoder, texts))
     with aligner.on(encoder):
@@ -283,7 +283,7 @@ def through(aligner, encoder, texts):
 
 
 def moved(lm, rank=8):
-    """An Inside whose up is not zero."""
+    """Return an Inside whose `up` is not zero."""
     inside = Inside(lm, rank)
     for up in inside.up:
         nn.init.normal_(up, std=0.2)
@@ -324,7 +324,7 @@ def test_fit_inside_trains_down_and_up_only(encoder):
 
 
 def test_inside_finds_a_cipher_that_a_map_behind_the_lm_cannot(tmp_path):
-    """Target text is a word-for-word cipher of English; the LM's context makes its vectors less than that."""
+    """Target text is a word-for-word cipher, but in context the LM's embeddings are no linear map of English."""
     sizes = {"hidden_size": 16, "intermediate_size": 32}
     encoder = load_pretrained(make_encoder(tmp_path, **sizes)).eval().requires_grad_(False)
     rng = random.Random(0)
@@ -356,7 +356,7 @@ def test_an_aligner_comes_back_from_its_file(encoder, tmp_path, arch):
     assert torch.equal(through(back, encoder, TEXTS), through(aligner, encoder, TEXTS))
 
 
-# Inference: A stands before the head for Rev-LangAlign, and nowhere else
+# Inference: only Rev-LangAlign applies A before the head
 @pytest.mark.parametrize("name", ["fc", "rev-fc", "rev-inside"])
 def test_a_is_needed_at_inference_by_rev_only(runs, name):
     encoder, texts = load_encoder(runs)[0], [cipher(text) for text in TEXTS]
@@ -373,7 +373,7 @@ def test_a_is_needed_at_inference_by_rev_only(runs, name):
 # Step 1
 @pytest.fixture
 def english(runs):
-    """load_english of the task, 90 + 40 rows."""
+    """Return 90 + 40 rows of load_english."""
     texts, y, dev_texts, dev_y = load_english(load_encoder(runs)[1])
     return texts[:90], y[:90], dev_texts[:40], dev_y[:40]
 
@@ -393,7 +393,7 @@ def test_tune_trains_all_but_the_word_embeddings_and_repeats(world, english):
 
 
 def test_tune_keeps_the_epoch_of_the_best_dev_accuracy(world, english, monkeypatch):
-    """From the second epoch on all dev rows look alike to the head, so that the first is the best."""
+    """From the second epoch on all dev rows have the same embedding, so the first is the best."""
     states = []
 
     def spoiled(encoder, texts, **options):
@@ -409,7 +409,7 @@ def test_tune_keeps_the_epoch_of_the_best_dev_accuracy(world, english, monkeypat
 
 
 def test_what_a_notebook_may_give(encoder):
-    """An iterable, no epochs, float64 with a gradient, a text of three parts, x and y that do not fit."""
+    """Give an iterable, no epochs, float64 with a gradient, a text of three parts, x and y that do not match."""
     texts, x = ["good film", "bad", "so so"], torch.randn(30, 8).double().requires_grad_()
     assert same({"": encode(encoder, iter(texts))}, {"": encode(encoder, texts)})
     with pytest.raises(TypeError, match="text_b"):
@@ -510,7 +510,7 @@ assert torch.allclose(probabilities.sum(1), torch.ones(2))
 
 
 def gradients(encoder):
-    """What one step of fit_inside and of step 1 leave in .grad, for a batch of 24 texts."""
+    """Return what one step of fit_inside and of tune leave in .grad, for a batch of 24 texts."""
     texts, y = [(" ".join(WORDS[i % 8 : i + 2]),) for i in range(24)], torch.arange(24) % 2
     torch.manual_seed(0)
     inside, target = Inside(encoder.lm), torch.ones(24, 32)
@@ -524,7 +524,7 @@ def gradients(encoder):
 
 @pytest.fixture(scope="module")
 def processes(world, runs, tmp_path_factory):
-    """The folder of the processes (rank0, rank1, step1_embed.py, ...) and their exit statuses by name."""
+    """Return the folder of the processes (rank0, rank1, step1_embed.py, ...) and {name: exit status}."""
     base, jobs = tmp_path_factory.mktemp("processes"), []
     values = f"MODEL, RUNS, TEXTS, WORDS = {[str(world.encoder), str(runs), TEXTS, WORDS]}\n"
     with socket.socket() as free:
@@ -550,7 +550,7 @@ def processes(world, runs, tmp_path_factory):
 
 @pytest.fixture
 def ranks(processes):
-    """What the two ranks made."""
+    """Return the results of the two ranks."""
     folders = [processes[0] / f"rank{i}" for i in range(2)]
     errors = [(folder / "err").read_text() for folder in folders]
     assert all((folder / "made.pt").exists() for folder in folders), errors
@@ -584,13 +584,13 @@ def test_a_script_and_common_work_alone_and_importing_changes_nothing(processes,
     base, status = processes
     assert status[name] == 0, (base / name / "err").read_text()
     assert (base / name / "out").read_text() == (base / name / "err").read_text() == ""
-    there = {path.name for path in (base / name).iterdir()} - {"out", "err", "__pycache__"}
-    assert there == {name, "common.py"}
+    names = {path.name for path in (base / name).iterdir()} - {"out", "err", "__pycache__"}
+    assert names == {name, "common.py"}
 
 
-# A GPU, of which the meta device knows all but the numbers: shapes, dtypes, what lies where
+# The meta device stands for a GPU: it has shapes, dtypes and devices, but no numbers
 def on_meta(loop):
-    """loop() where the values that it asks of a meta tensor are made up."""
+    """Return loop(), with made-up values where it reads a meta tensor."""
     made_up = {"item": lambda t: 0.5, "__bool__": lambda t: True}
     made_up["cpu"] = lambda t: torch.zeros(t.shape) if t.is_meta else t
     with contextlib.ExitStack() as stack:

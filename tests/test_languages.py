@@ -1,0 +1,195 @@
+"""One aligner for several languages: two ciphers pooled, a third one unseen, and files that never mix them up.
+
+The languages aa and bb spell each English word in their own way. cc takes every other word from each of them,
+as a relative of both would.
+"""
+
+import itertools
+import json
+import random
+from functools import partial
+from types import SimpleNamespace
+
+import pytest
+from conftest import WORDS, few_steps, main, make_encoder, make_row, write
+
+import step2_align
+import step3_head
+from common import UserError, describe, file_name, find, hold_out, load, load_encoder
+from common import load_pairs, save
+from eval import load_classifier
+
+COUNTS = {"aa": 400, "bb": 250}  # pairs: bb has fewer
+POOLED = "--via", "aa", "bb", "--method", "rev", "--arch"
+
+
+def spell(text, lang):
+    """English -> aa, bb or cc, word for word."""
+    ends = ["aa", "bb"] if lang == "cc" else [lang]
+    return " ".join(word + ends[WORDS.index(word) % len(ends)] for word in text.split())
+
+
+@pytest.fixture(scope="module")
+def related(tmp_path_factory):
+    """.out: run folder with pooled aligners, closed and inside, and their heads for all three languages."""
+    path, rng = tmp_path_factory.mktemp("related"), random.Random(0)
+    data, out = path / "data", path / "runs"
+    words = [word + end for end in ("", "aa", "bb") for word in WORDS]
+    encoder = make_encoder(path / "encoder", texts=[" ".join(words)])
+    english = {count: [make_row(rng, pair=False) for _ in range(count)] for count in (400, 100)}
+    write(data / "task/en/train.tsv", "label text", english[400])
+    write(data / "task/en/dev.tsv", "label text", english[100])
+    for lang in ("aa", "bb", "cc"):
+        made = [make_row(rng, pair=False) for _ in range(200)]
+        rows = [(label, spell(text, lang)) for label, text in made]
+        write(data / f"task/{lang}/test.tsv", "label text", rows)
+        if lang in COUNTS:
+            rows = [(*row, spell(row[1], lang)) for row in english[400][: COUNTS[lang]]]
+            write(data / f"task/{lang}/translated.tsv", "label text translation", rows)
+    with pytest.MonkeyPatch.context() as patch:
+        few_steps(patch, 200)
+        fit_inside = partial(step2_align.fit_inside, epochs=6, lr=1e-2)
+        patch.setattr(step2_align, "fit_inside", fit_inside)
+        flags = "--data", data, "--task", "task", "--out", out, "--epochs", 2, "--lr", 1e-3
+        main("step1_embed.py", "--model", encoder, *flags)
+        for arch in ("linear", "inside"):
+            flags = "--method", "rev", "--arch", arch, "--out", out
+            main("step2_align.py", "--lang", "bb", "aa", *flags)  # in any order
+            for lang in ("aa", "bb", "cc"):
+                main("step3_head.py", "--lang", lang, *POOLED, arch, "--out", out)
+        main("step2_align.py", "--lang", "aa", "--method", "rev", "--arch", "linear", "--out", out)
+        flags = "--method", "rev", "--arch", "linear", "--out", out
+        main("step3_head.py", "--lang", "bb", "--via", "aa", *flags)
+    return SimpleNamespace(out=out, data=data)
+
+
+@pytest.fixture(scope="module")
+def records(related):
+    """eval's records by (language, via, arch)."""
+    found = {}
+    for lang in ("aa", "bb", "cc"):
+        main("eval.py", "--lang", lang, "--out", related.out)
+        for r in json.loads((related.out / f"results-{lang}.json").read_text()):
+            found[lang, "+".join(r["via"] or []), r["arch"]] = r
+    return found
+
+
+@pytest.mark.parametrize("arch", ["linear", "inside"])
+def test_one_aligner_recovers_two_ciphers(related, arch):
+    art = load(related.out / f"align-aa+bb-rev-{arch}-n400.pt", "align")
+    report = art["report"]
+    assert art["via"] == ["aa", "bb"] and art["pairs"] == COUNTS
+    for lang in ("aa", "bb"):
+        assert report[f"A, {lang}"]["r2"] > 0.15 and report["identity"]["r2"] < 0
+
+
+@pytest.mark.parametrize("arch", ["linear", "inside"])
+@pytest.mark.parametrize("lang", ["aa", "bb", "cc"])
+def test_pooled_aligner_serves_its_languages_and_their_relative(records, lang, arch):
+    record = records[lang, "aa+bb", arch]
+    assert record["gain"] > 0.2 and record["accuracy"] > 0.65 > records[lang, "", None]["accuracy"]
+
+
+def test_aligner_of_one_cipher_is_worse_on_the_other(records):
+    assert records["bb", "aa", "linear"]["gain"] < records["bb", "aa+bb", "linear"]["gain"] - 0.1
+
+
+def test_table_says_whose_aligner_it_is(related, capsys):
+    main("eval.py", "--lang", "cc", "--out", related.out)
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("  rev")]
+    assert len(lines) == 2 and all(line.endswith("A of aa bb, unseen") for line in lines)
+    main("eval.py", "--lang", "aa", "--out", related.out)
+    assert capsys.readouterr().out.count("A of aa bb\n") == 2
+
+
+@pytest.mark.parametrize("arch", ["linear", "inside"])
+def test_classifier_takes_the_languages_of_its_aligner(related, arch):
+    flags = {"method": "rev", "arch": arch}
+    pooled = load_classifier(related.out, "bb", via=["bb", "aa"], **flags)
+    assert pooled.head["path"].name == f"head-bb-via-aa+bb-rev-{arch}-n400.pt"
+    labels, _ = pooled([spell("good great kind", "bb"), spell("bad awful rude", "bb")])
+    assert labels == ["positive", "negative"]
+    with pytest.raises(UserError, match="run: python step3_head.py .*--lang bb --via bb"):
+        load_classifier(related.out, "bb", **flags)
+
+
+def test_english_head_is_found_by_any_language(related):
+    for lang in ("aa", "zz"):
+        head = load_classifier(related.out, lang, method="english").head
+        assert head["path"].name == "head-english.pt"
+
+
+def test_held_out_rows_are_new_in_every_language(related, monkeypatch):
+    """A row that is translated into two languages is held out in both."""
+    seen = []
+    monkeypatch.setattr(
+        step2_align, "hold_out", lambda texts: seen.append(texts) or hold_out(texts)
+    )
+    solve = step2_align.solve
+    monkeypatch.setattr(step2_align, "solve", lambda *args: seen.append(args) or solve(*args))
+    flags = "--arch", "linear", "--out", related.out
+    main("step2_align.py", "--lang", "aa", "bb", "--n", 200, "--method", "rev", *flags)
+    texts, (_, x, y, held_x, held_y) = seen
+    train, held = hold_out(texts)
+    assert len(texts) == 400 and (len(x), len(held_x)) == (len(train), len(held))
+    assert not {texts[i] for i in train} & {texts[i] for i in held}
+    train_rows, held_rows = (set(map(tuple, rows.tolist())) for rows in (y, held_y))
+    assert held_rows and not train_rows & held_rows  # y: e(d_en), English
+    assert len({texts[i] for i in held}) < len(held)  # some rows are in both languages
+
+
+def test_residuals_are_those_of_all_pairs(related, monkeypatch):
+    shapes, train = [], step3_head.train_heads
+
+    def spy(x, y, residuals=None, **options):
+        shapes.append(None if residuals is None else tuple(residuals.shape))
+        return train(x, y, residuals=residuals, **options, steps=20)
+
+    monkeypatch.setattr(step3_head, "train_heads", spy)
+    main("step2_align.py", "--lang", "aa", "bb", "--arch", "linear", "--out", related.out)
+    flags = "--arch", "linear", "--residuals", "--out", related.out
+    main("step3_head.py", "--lang", "cc", "--via", "aa", "bb", *flags)
+    assert shapes == [None, (sum(COUNTS.values()), 32)]
+
+
+def test_n_is_per_language(related):
+    flags = "--arch", "shift", "--out", related.out
+    main("step2_align.py", "--lang", "aa", "bb", "--n", 100, *flags)
+    art = load(related.out / "align-aa+bb-shift-n100.pt", "align")
+    assert art["pairs"] == {"aa": 100, "bb": 100} and art["n"] == 100
+    info = load_encoder(related.out)[1]
+    english, target, langs = load_pairs(info, {"aa": None, "bb": 100})
+    assert langs == ["aa"] * 400 + ["bb"] * 100
+    assert target == [(spell(text, lang),) for (text,), lang in zip(english, langs)]
+    with pytest.raises(UserError, match="bb/translated.tsv: only 250 distinct pairs; use --n 250"):
+        main("step2_align.py", "--lang", "aa", "bb", "--n", 300, *flags)
+
+
+def test_no_two_variants_share_a_file_or_meet_in_find(tmp_path):
+    """Every combination of flags has a file of its own, and find returns exactly that one."""
+    vias = ["aa"], ["aa", "bb"], ["bb"], ["aa-bb"], None
+    flags = itertools.product(vias, [5, 50], [0, 1], ["fc", "ae"], ["langalign", "rev"])
+    files = {}
+    for via, n, seed, arch, method in flags:
+        for kind in ("align", "head"):
+            for residuals in (False, True) if (kind, method) == ("head", "langalign") else (False,):
+                options = {"n": n, "seed": seed}
+                options |= {"residuals": residuals} if kind == "head" else {}
+                fields = describe("cc", method, arch, via, **options)
+                files[file_name(kind, **fields)] = kind, fields
+    assert len(files) == 5 * 2**4 + 5 * 2**4 + 5 * 2**3
+    for name, (kind, fields) in files.items():
+        save(tmp_path / name, kind, lm="x", **fields)
+    for name, (kind, fields) in list(files.items())[::7]:
+        assert find(tmp_path, kind, "x", **fields)["path"].name == name
+
+
+def test_arguments_in_any_order_are_one_aligner():
+    assert describe(None, "rev", via=["bb", "aa"]) == describe(None, "rev", via=["aa", "bb"])
+    assert describe("aa", via="aa") == describe("aa")
+    assert describe("aa", arch="inside")["method"] == "rev"
+
+
+def test_codes_that_begin_alike_are_not_repeated(related):
+    with pytest.raises(UserError, match="aa-BB/translated.tsv: no such file"):
+        main("step2_align.py", "--lang", "aa", "aa-BB", "--out", related.out)
