@@ -300,9 +300,7 @@ def describe_task(data, task):
     looks = {unicodedata.normalize("NFKC", label).casefold() for label in labels}
     looks = {re.sub(r"[\s\u00ad\u200b-\u200d\ufeff]", "", look) for look in looks}
     if len(looks) < max(2, len(labels)) or "" in looks:
-        raise UserError(
-            f"{path}: {labels}: need at least two, no empty one, none that look the same"
-        )
+        raise UserError(f"{path}: {labels}: need at least two, none empty, none that look the same")
     if len(labels) > max(2, len(rows) / 10):
         warn(f"{path}: {len(labels)} classes in {len(rows)} rows; is the label column first?")
     return {"data": str(data), "task": task, "labels": labels, "two_texts": len(rows[0]) == 3}
@@ -588,8 +586,8 @@ def check_flags(args):
             raise UserError(f"--{name} {value}: must be at least {low}, below 2^32")
         if name in ("lang", "via") and value:
             langs = [value] if isinstance(value, str) else value
-            codes = all(re.fullmatch(r"[\w-]+", lang, re.ASCII) for lang in langs)
-            if not codes or len(set(langs)) < len(langs):
+            codes = {lang for lang in langs if re.fullmatch(r"[\w-]+", lang, re.ASCII)}
+            if len(codes) < len(langs):
                 langs = " ".join(langs)
                 raise UserError(f"--{name} {langs}: expected language codes such as ko, each once")
 
@@ -606,8 +604,7 @@ def pick_device(args):
         torch.cuda.set_device(device)
     if WORLD > 1 and not dist.is_initialized():
         dist.init_process_group()
-    has = torch.cpu.get_capabilities() if device.type == "cpu" else {}
-    native = has.get("avx512_bf16") or has.get("amx_bf16")
+    native = any(torch.cpu.get_capabilities().get(name) for name in ("avx512_bf16", "amx_bf16"))
     if device.type == "cuda":
         native = torch.cuda.is_bf16_supported(including_emulation=False)
     amp = args.amp or ("bf16" if native else "fp16" if device.type == "cuda" else "off")

@@ -77,8 +77,7 @@ def load_head(out, encoder, lang, **flags):
 
 
 def load_classifier(out, lang, device="cpu", dtype=None, batch_tokens=None, **flags):
-    """Return classifier(texts) -> (labels, probabilities (N, C), means over seeds, in the order of
-    classifier.head["labels"]). `flags` select the head as in load_head."""
+    """Return classifier(texts) -> (labels, probabilities (N, C) of classifier.head["labels"], means over seeds)."""
     encoder, _ = load_encoder(out, device, dtype, batch_tokens=batch_tokens)
     head = load_head(out, encoder, lang, **flags)
 

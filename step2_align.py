@@ -129,19 +129,17 @@ def check_pairs(english, target, x, y, task_x):
 
 
 def measure(predicted, y, mean, most=2_000):
-    """Return MSE, mean cosine, R^2 (against the training mean) and P@1, the share of the first `most` rows
-    whose nearest y is their own. predicted, y (N, D), mean (D,)."""
+    """Return MSE, mean cosine, R^2 and P@1 (for `most` rows) of predicted and y (N, D), training mean (D,)."""
     mse, cosine = F.mse_loss(predicted, y).item(), F.cosine_similarity(predicted, y).mean().item()
     r2 = 1 - mse / F.mse_loss(mean.expand_as(y), y).item()
     similarity = F.normalize(predicted[:most], dim=1) @ F.normalize(y[:most], dim=1).T  # (N, N)
-    nearest = y[similarity.argmax(1)]  # equal to its own y where a row recurs in several languages
+    nearest = y[similarity.argmax(1)]  # compared by value: a row may recur in several languages
     p1 = (nearest == y[:most]).all(1).float().mean().item()
     return {"mse": mse, "cosine": cosine, "r2": r2, "p1": p1}
 
 
 def report(predicted, x, y, mean, langs):
-    """Print and return measures of A's output (N, D) on held-out pairs x, y, also per language (langs: N codes),
-    and of two baselines, identity and mean."""
+    """Print and return measures of A(x), identity and mean on held-out pairs (N, D), and of A per language."""
     guesses = {"A": predicted, "identity": x, "mean": mean.expand_as(y)}
     rows = {name: measure(guess, y, mean) for name, guess in guesses.items()}
     for lang in sorted(set(langs)) if len(set(langs)) > 1 else ():

@@ -88,15 +88,15 @@ def main():
     encoder, info = load_encoder(args.out, device, dtype, args.data, args.batch_tokens)
     cache = partial(cached, encoder, args.out)
     if method in ("langalign", "rev"):
-        trained_on = {"lang": fields["via"], "residuals": False}
-        art = find(args.out, "align", encoder.digest, **fields | trained_on)
+        wanted = fields | {"lang": fields["via"], "residuals": False}
+        art = find(args.out, "align", info["lm"], **wanted)
         fields["n"] = art["n"]
     say(f"step 3 | {machine} | {args.seeds} linear heads, LM and A frozen")
     texts, y, dev_texts, dev_y = load_english(info)
     x, dev_x = cache([*texts, *dev_texts]).split([len(texts), len(dev_texts)])
     seeds = range(1000 * args.seed, 1000 * args.seed + args.seeds)
     train = partial(train_heads, classes=len(info["labels"]), seeds=seeds, l2=args.l2)
-    more = {"lm": encoder.digest, "labels": info["labels"], "two_texts": info["two_texts"]}
+    more = {name: info[name] for name in ("lm", "labels", "two_texts")}
 
     # The baseline of every table
     heads, residuals = train(x.to(device), y), None
