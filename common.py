@@ -491,7 +491,7 @@ def save_encoder(encoder, out, info):
             encoder.lm.save_pretrained(fresh)
         except Exception as err:  # on a full disk each library raises its own exception type
             raise UserError(f"{fresh}: {err}; make room or choose another --out")
-        info |= {"pool": encoder.pool, "max_len": encoder.max_len, "files": digests_of(fresh)}
+        info = info | {"pool": encoder.pool, "max_len": encoder.max_len, "files": digests_of(fresh)}
         chosen = [info[key] for key in ("task", "labels", "pool", "max_len", "files")]
         info["lm"] = digest_of(repr(chosen).encode())
     save(Path(out, "embed.pt"), "embed", **info)
