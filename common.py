@@ -405,11 +405,11 @@ def load(path, kind):
 
 
 def describe(lang, method=None, arch="fc", via=None, n=None, residuals=False, seed=0):
-    """Return the fields that tell one aligner or head from another. Languages are joined: via="jv+su"."""
+    """Return the fields that tell one aligner or head from another. An aligner's lang is "jv" or "jv+su"."""
     method = method or ("rev" if arch == "inside" else "langalign")
     if residuals and method != "langalign" or arch == "inside" and method == "langalign":
         raise UserError("--residuals goes with --method langalign, --arch inside with --method rev")
-    via = "+".join(sorted([via] if isinstance(via, str) else via or [lang]))
+    via = sorted([via] if isinstance(via, str) else via or lang.split("+"))
     if method not in ("langalign", "rev"):  # no aligner
         via = arch = None
     if method in ("english", "centred", "native"):  # no pairs
@@ -421,7 +421,7 @@ def describe(lang, method=None, arch="fc", via=None, n=None, residuals=False, se
 
 def path_of(out, kind, lang, via, method, arch, n, residuals, seed):
     """Return the path of an aligner or head; options at their default are left out of its name."""
-    parts = [kind, lang, "" if via in (None, lang) else f"via-{via}"]
+    parts = [kind, lang, "" if via in (None, lang.split("+")) else f"via-{'+'.join(via)}"]
     parts += ["" if method == "langalign" else method, arch, f"n{n}" if n else ""]
     parts += ["residuals" if residuals else "", f"seed{seed}" if seed else ""]
     return Path(out, "-".join(part for part in parts if part) + ".pt")
@@ -438,12 +438,14 @@ def find(out, kind, digest, **fields):
     names = " ".join(file["path"].name for file in current or fits or files)[:150] or "none"
     if current:
         raise UserError(f"{out}: {len(current)} files match, choose one by --n: {names}")
-    usual, lang = describe(fields["lang"]), fields["lang"] or "en"
-    flags = [f"--{name} {value}" for name, value in wanted.items() if value != usual[name]]
-    flags = " ".join([f"--lang {lang}", *flags]).replace("+", " ").replace(" True", "")
-    command = f"python {'step2_align' if kind == 'align' else 'step3_head'}.py --out {out} {flags}"
+    usual, lang = describe(fields["lang"]), fields["lang"].replace("+", " ") or "en"
+    command = f"{'step2_align' if kind == 'align' else 'step3_head'}.py --out {out} --lang {lang}"
+    for name, value in wanted.items():
+        if value != usual[name]:
+            value = " ".join(value) if name == "via" else value
+            command += f" --{name} {value}".removesuffix(" True")
     problem = "belongs to another LM than encoder/" if fits else f"no such {kind} file"
-    raise UserError(f"{out}: {problem}; run: {command} (found: {names})")
+    raise UserError(f"{out}: {problem}; run: python {command} (found: {names})")
 
 
 def load_pretrained(name, pool="mean", max_len=256, texts=(), **options):

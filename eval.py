@@ -153,9 +153,9 @@ def main():
         std, gain, low, high = (100 * v for v in (r["accuracy_std"], r["gain"], *r["interval"]))
         line = f"  {name:28}{r['n'] or '-':>7}{r['heads']:7}{r['accuracy']:10.2%}{std:6.2f}"
         line += f"  {gain:+6.2f} [{low:+.2f}, {high:+.2f}]" if r is not records[0] else ""
-        if r["via"] not in (None, args.lang):
-            line += f"  A of {r['via']}"
-            line += "" if args.lang in r["via"].split("+") else ", unseen"
+        if r["via"] not in (None, [args.lang]):
+            line += f"  A of {' '.join(r['via'])}"
+            line += "" if args.lang in r["via"] else ", unseen"
         say(line)
     path = Path(args.out, f"results-{args.lang}{'-dev' if args.split == 'dev' else ''}.json")
     write_atomic(path, json.dumps(records, indent=1).encode())

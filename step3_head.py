@@ -88,7 +88,7 @@ def main():
     encoder, info = load_encoder(args.out, device, dtype, args.data, args.batch_tokens)
     cache = partial(cached, encoder, args.out)
     if method in ("langalign", "rev"):
-        wanted = fields | {"lang": fields["via"], "residuals": False}
+        wanted = fields | {"lang": "+".join(fields["via"]), "residuals": False}
         art = find(args.out, "align", info["lm"], **wanted)
         fields["n"] = art["n"]
     say(f"step 3 | {machine} | {args.seeds} linear heads, LM and A frozen")

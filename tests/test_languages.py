@@ -15,8 +15,8 @@ from conftest import WORDS, few_steps, main, make_encoder, make_row, write
 
 import step2_align
 import step3_head
-from common import UserError, describe, file_name, find, hold_out, load, load_encoder
-from common import load_pairs, save
+from common import UserError, describe, find, hold_out, load, load_encoder
+from common import load_pairs, path_of, save
 from eval import load_classifier
 
 COUNTS = {"aa": 400, "bb": 250}  # pairs: bb has fewer
@@ -109,7 +109,7 @@ def test_classifier_takes_the_languages_of_its_aligner(related, arch):
     assert pooled.head["path"].name == f"head-bb-via-aa+bb-rev-{arch}-n400.pt"
     labels, _ = pooled([spell("good great kind", "bb"), spell("bad awful rude", "bb")])
     assert labels == ["positive", "negative"]
-    with pytest.raises(UserError, match="run: python step3_head.py .*--lang bb --via bb"):
+    with pytest.raises(UserError, match="run: python step3_head.py .*--lang bb --method rev"):
         load_classifier(related.out, "bb", **flags)
 
 
@@ -176,7 +176,7 @@ def test_no_two_variants_share_a_file_or_meet_in_find(tmp_path):
                 options = {"n": n, "seed": seed}
                 options |= {"residuals": residuals} if kind == "head" else {}
                 fields = describe("cc", method, arch, via, **options)
-                files[file_name(kind, **fields)] = kind, fields
+                files[path_of(tmp_path, kind, **fields).name] = kind, fields
     assert len(files) == 5 * 2**4 + 5 * 2**4 + 5 * 2**3
     for name, (kind, fields) in files.items():
         save(tmp_path / name, kind, lm="x", **fields)
