@@ -23,15 +23,13 @@ from common import shuffled, warn
 
 def tune(encoder, texts, y, dev_texts, dev_y, epochs=3, lr=5e-5, batch=32, seed=0, dropout=0.1):
     """Fine-tune e(.) with a linear classifier on top, labels y (N,) (paper, Step 1). Keeps the best dev epoch,
-    discards the classifier, returns loss and dev accuracy per epoch. Word embeddings stay frozen."""
+    discards the classifier, returns loss and dev accuracy per epoch. Word embeddings stay frozen (our choice)."""
     torch.manual_seed(seed)
-    # freeze word embeddings (our choice): English batches would only move English tokens
-    encoder.lm.get_input_embeddings().requires_grad_(False)
+    encoder.lm.get_input_embeddings().requires_grad_(False)  # English would move only its tokens
     head = nn.Linear(encoder.dim, int(y.max()) + 1)
     model = nn.Sequential(encoder, nn.Dropout(dropout), head).to(encoder.lm.device)
-    weights = [p for p in model.parameters() if p.requires_grad]
     steps = epochs * math.ceil(len(y) / batch)
-    optimizer, schedule = make_optimizer(weights, lr, steps)
+    optimizer, schedule = make_optimizer(model.parameters(), lr, steps)
     scaler = torch.amp.GradScaler(encoder.lm.device.type, enabled=encoder.autocast == torch.float16)
     generator, rows = torch.Generator().manual_seed(seed), encoder.tokenize(texts)
     model = nn.parallel.DistributedDataParallel(model) if WORLD > 1 else model
@@ -47,7 +45,7 @@ def tune(encoder, texts, y, dev_texts, dev_y, epochs=3, lr=5e-5, batch=32, seed=
             optimizer.zero_grad()
             scaler.scale(loss).backward()
             scaler.unscale_(optimizer)
-            nn.utils.clip_grad_norm_(weights, 1.0)
+            nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             scaler.step(optimizer)
             scaler.update()
             schedule.step()
