@@ -1,10 +1,9 @@
 """Shared by the four scripts of LangAlign (arXiv 2503.18603): encoder e(.), aligner A, data, run folder.
 
-Start with e(.) and A, and return to the rest when a script uses it. d_en is an English text, T(d_en) its
-translation. A text is a tuple: (text,), or in a pair task such as NLI (text, text_b), encoded as one
-sequence pair. Embeddings are fp32 tensors (N, D) on the CPU. Shapes: N rows, M rows of a second set
-(dev, residuals), n pairs, P premises, B batch, T tokens, D width, C classes, S seeds, R rank.
-"""
+Start with e(.) and A, and return to the rest when a script uses it. A text is a tuple: (text,), or in a pair
+task such as NLI (text, text_b), encoded as one sequence pair. d_en is an English text, T(d_en) its translation.
+Embeddings are fp32 tensors (N, D) on the CPU. Shapes: N rows, M rows of a second set (dev, residuals), n pairs,
+P premises, B batch, T tokens, D width, C classes, S seeds, R rank."""
 
 import argparse
 import contextlib
@@ -14,11 +13,10 @@ import os
 import re
 import shutil
 import sys
-import textwrap
 import unicodedata
 import zipfile
 from functools import partial
-from itertools import pairwise
+from itertools import chain, pairwise
 from pathlib import Path
 
 import numpy as np
@@ -26,10 +24,9 @@ import torch
 import torch.distributed as dist
 import transformers
 from torch import nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from tqdm import tqdm
 
-BATCH_TOKENS = {"cpu": 1_024, "cuda": 65_536, "mps": 16_384}  # per encoding batch, with padding
+BATCH_TOKENS = {"cpu": 1_024, "cuda": 65_536}  # per encoding batch, with padding; others: 16,384
 ROWS = ["label text", "label text text_b"]  # headers of train, dev and test.tsv: texts, pairs
 PAIRS = ["label text translation", "label text text_b translation translation_b"]  # translated.tsv
 METHODS = {  # what a head is trained on, in the order of eval's table
@@ -53,11 +50,6 @@ WORLD = int(os.environ["WORLD_SIZE"]) if dist.is_torchelastic_launched() else 1
 RANK = int(os.environ["RANK"]) if WORLD > 1 else 0
 
 
-def average_gradients(model):
-    """Wrap the model in DistributedDataParallel if there are several ranks."""
-    return model if WORLD == 1 else nn.parallel.DistributedDataParallel(model)
-
-
 # e(.): the multilingual encoder -----------------------------------------------------------------
 def masked_mean(hidden, attention_mask):
     """(B, T, D), (B, T) -> (B, D): mean over the tokens that are not padding."""
@@ -71,9 +63,8 @@ class Encoder(nn.Module):
 
     def __init__(self, lm, tokenizer, pool="mean", max_len=256, batch_tokens=None, digest=""):
         super().__init__()
-        for name, module in lm.named_modules():
+        for name, module in lm.named_modules():  # RoBERTa's positions start after the padding id
             if name.endswith("position_embeddings") and isinstance(module, nn.Embedding):
-                # RoBERTa's position ids start after the padding id, so fewer are usable
                 first = 0 if module.padding_idx is None else module.padding_idx + 1
                 max_len = min(max_len, module.num_embeddings - first)
         self.lm, self.tokenizer, self.pool, self.dim = lm, tokenizer, pool, lm.config.hidden_size
@@ -85,7 +76,7 @@ class Encoder(nn.Module):
         """Encode a batch made by `pad` -> (B, D) fp32."""
         device, attention = self.lm.device.type, contextlib.nullcontext()
         if device == "cpu" and torch.is_grad_enabled():  # fused attention is slow backwards there
-            attention = sdpa_kernel(SDPBackend.MATH)
+            attention = nn.attention.sdpa_kernel(nn.attention.SDPBackend.MATH)
         with attention, torch.autocast(device, self.autocast, enabled=self.autocast is not None):
             hidden = self.lm(**batch).last_hidden_state.float()  # (B, T, D)
         return masked_mean(hidden, batch["attention_mask"]) if self.pool == "mean" else hidden[:, 0]
@@ -99,7 +90,7 @@ class Encoder(nn.Module):
         out = self.tokenizer(*columns, truncation=True, max_length=self.max_len)
         rows = [dict(zip(out, values)) for values in zip(*out.values())]
         highest = max(max(row["input_ids"], default=0) for row in rows)
-        if highest >= (getattr(self.lm.config, "vocab_size", None) or highest + 1):
+        if highest >= len(self.lm.get_input_embeddings().weight):
             token = repr(self.tokenizer.convert_ids_to_tokens(highest))
             raise UserError(f"token {token} has no embedding in this LM; remove texts with it")
         return rows
@@ -140,7 +131,7 @@ def make_optimizer(weights, lr, steps, weight_decay=0.0):
 @torch.no_grad()
 def encode(encoder, texts, progress="encode"):
     """Texts or (text, text_b) pairs -> (N, D) fp32 on the CPU; under torchrun each rank encodes a share. Raises
-    UserError naming the first text whose embedding is not finite. progress: "" for no bar, no warnings."""
+    UserError if an embedding is not finite. progress: "" for no bar, no warnings."""
     if isinstance(texts, str) or hasattr(texts, "columns"):
         raise TypeError(f"expected a list of texts or pairs, got a {type(texts).__name__}")
     texts = list(texts)  # also accepts a pandas Series
@@ -150,14 +141,13 @@ def encode(encoder, texts, progress="encode"):
     lengths = [len(row["input_ids"]) for row in rows]
     if progress and (full := sum(length >= encoder.max_len for length in lengths)):
         warn(f"{full} texts reach max_len={encoder.max_len} tokens and may be truncated")
-    budget = encoder.batch_tokens or BATCH_TOKENS.get(device.type, BATCH_TOKENS["mps"])
-    parts = list(batches(lengths, budget))
+    budget = encoder.batch_tokens or BATCH_TOKENS.get(device.type, 16_384)
     out = torch.zeros(len(texts), encoder.dim, device=device)
-    embeddings = [out[:0]]
-    for index in bar(parts, desc=progress):
+    order, embeddings = [], [out[:0]]
+    for index in bar(list(batches(lengths, budget)), desc=progress):
         embeddings.append(encoder(pad([rows[i] for i in index], encoder.tokenizer, device)))
-    # copy once: a copy per batch would stall the GPU
-    out[[share[i] for index in parts for i in index]] = torch.cat(embeddings)
+        order += [share[i] for i in index]
+    out[order] = torch.cat(embeddings)  # copy once: a copy per batch would stall the GPU
     if WORLD > 1:
         dist.all_reduce(out)  # the rows of the other ranks are 0 on this one
     out = out.cpu()
@@ -169,7 +159,7 @@ def encode(encoder, texts, progress="encode"):
 # A: the aligner ---------------------------------------------------------------------------------
 DEPTH = {"fc": 2, "ae": 3}  # layers. AE: paper, FC: our choice
 CLOSED = "linear", "procrustes", "shift"  # not in the paper, see step2_align.py
-ARCHES = *DEPTH, *CLOSED, "inside"
+ARCHES = *DEPTH, *CLOSED
 
 
 class Aligner(nn.Module):
@@ -180,8 +170,8 @@ class Aligner(nn.Module):
 
     def __init__(self, arch="fc", dim=768, depth=None, width=None, dropout=0.1):
         super().__init__()
-        if arch not in (*DEPTH, *CLOSED):
-            raise ValueError(f"arch {arch!r} is none of {', '.join((*DEPTH, *CLOSED))}")
+        if arch not in ARCHES:
+            raise ValueError(f"arch {arch!r} is none of {', '.join(ARCHES)}")
         depth = depth or DEPTH.get(arch)
         self.config = {"arch": arch, "dim": dim, "depth": depth, "width": width, "dropout": dropout}
         if arch in DEPTH:
@@ -189,10 +179,10 @@ class Aligner(nn.Module):
             if arch == "ae":
                 down = np.linspace(dim, width or dim // 2, depth + 1).round().astype(int).tolist()
                 widths = down + down[-2::-1]
-            layers = []
-            for width_in, width_out in pairwise(widths):
-                layers += [nn.Linear(width_in, width_out), nn.ReLU(), nn.Dropout(dropout)]
-            self.f = nn.Sequential(*layers[:-2])  # no ReLU or dropout after the last layer
+            layers = [
+                (nn.Linear(i, o), nn.ReLU(), nn.Dropout(dropout)) for i, o in pairwise(widths)
+            ]
+            self.f = nn.Sequential(*chain(*layers))[:-2]  # no ReLU or dropout after the last layer
         else:
             self.f = nn.Identity() if arch == "shift" else nn.Linear(dim, dim, bias=False)
         self.mean_x, self.scale_x = nn.Buffer(torch.zeros(dim)), nn.Buffer(torch.ones(dim))
@@ -227,22 +217,21 @@ class Inside(nn.Module):
         with self.on(encoder):
             return encoder(batch)
 
-    @staticmethod
-    def add(down, up, layer, inputs, out):
-        """Forward hook: return W h + up down h, with inputs (h,), h (B, T, in) and out = W h."""
-        h = inputs[0]
-        return out + h @ down.T.to(h.dtype) @ up.T.to(h.dtype)
-
     @contextlib.contextmanager
     def on(self, encoder):
         """Context manager that activates A in `encoder`. Raises ValueError if another Inside is active."""
         if encoder.inside is not None:
             raise ValueError("another Inside is active in this encoder; leave its `with` block")
         encoder.inside = self
+
+        def add(down, up, layer, inputs, out):  # forward hook, h (B, T, in), out = W h
+            h = inputs[0]
+            return out + h @ down.T.to(h.dtype) @ up.T.to(h.dtype)
+
         with contextlib.ExitStack() as stack:  # removes the hooks when the block ends
             stack.callback(setattr, encoder, "inside", None)
             for name, *weights in zip(self.layers, self.down, self.up):
-                hook = partial(self.add, *weights)
+                hook = partial(add, *weights)
                 stack.enter_context(encoder.lm.get_submodule(name).register_forward_hook(hook))
             yield encoder
 
@@ -268,8 +257,8 @@ def read_lines(path):
         line = err.object.count(b"\n", 0, err.start) + 1
         raise UserError(f"{path}:{line}: not UTF-8; data/convert.py --encoding reads other files")
     except FileNotFoundError:
-        there = ", ".join(sorted(folder.name for folder in Path(path).parent.parent.glob("*/")))
-        hint = f"check --data, --task and --lang (there: {there or 'nothing'}; see data/README.md)"
+        langs = ", ".join(sorted(folder.name for folder in Path(path).parent.parent.glob("*/")))
+        hint = f"check --data, --task and --lang (there: {langs or 'nothing'}; see data/README.md)"
         raise UserError(f"{path}: no such file; {hint}")
     return compose(text).rstrip("\n").split("\n")
 
@@ -281,8 +270,7 @@ def read_texts(lines, file, width):
             raise UserError(f"{file}:{number}: not UTF-8; save the file as UTF-8")
         text = tuple(compose(line).rstrip("\n").split("\t"))
         if len(text) != width or not all(part.strip() for part in text):
-            hint = "is the line empty, or does it have a label?"
-            raise UserError(f"{file}:{number}: expected {width} non-empty column(s); {hint}")
+            raise UserError(f"{file}:{number}: expected {width} non-empty column(s), no label")
         yield text
 
 
@@ -290,8 +278,8 @@ def read_tsv(path, *headers, labels=None):
     """Return the rows, as tuples, of a tab-separated file without quoting whose header is in `headers`."""
     header, *rows = [tuple(line.split("\t")) for line in read_lines(path)]
     if " ".join(header) not in headers:
-        expected = f"expected, tab-separated: {', or '.join(headers)}"
-        raise UserError(f"{path}:1: header is {' '.join(header)[:60]!r}; {expected}")
+        header, expected = " ".join(header)[:60], ", or ".join(headers)
+        raise UserError(f"{path}:1: header is {header!r}; expected, tab-separated: {expected}")
     for line, row in enumerate(rows, 2):
         if len(row) != len(header) or row[1:] == header[1:] or not all(map(str.strip, row[1:])):
             raise UserError(f"{path}:{line}: expected {len(header)} columns, no text empty: {row}")
@@ -312,8 +300,7 @@ def describe_task(data, task):
     looks = {unicodedata.normalize("NFKC", label).casefold() for label in labels}
     looks = {re.sub(r"[\s\u00ad\u200b-\u200d\ufeff]", "", look) for look in looks}
     if len(looks) < max(2, len(labels)) or "" in looks:
-        rule = "at least two are needed, none empty, no two that look the same"
-        raise UserError(f"{path}: labels {labels}: {rule}")
+        raise UserError(f"{path}: {labels}: need at least two, none empty, none that look the same")
     if len(labels) > max(2, len(rows) / 10):
         warn(f"{path}: {len(labels)} classes in {len(rows)} rows; is the label column first?")
     return {"data": str(data), "task": task, "labels": labels, "two_texts": len(rows[0]) == 3}
@@ -417,62 +404,54 @@ def load(path, kind):
     raise UserError(f"{path}: {reason}")
 
 
-def describe(lang, method=None, arch="fc", via=None, **options):
-    """Return the fields that tell one aligner or head from another, with defaults filled in."""
+def describe(lang, method=None, arch="fc", via=None, n=None, residuals=False, seed=0):
+    """Return the fields that tell one aligner or head from another. An aligner's lang is "jv" or "jv+su"."""
     method = method or ("rev" if arch == "inside" else "langalign")
-    if (
-        method != "langalign"
-        and options.get("residuals")
-        or method == "langalign"
-        and arch == "inside"
-    ):
+    if residuals and method != "langalign" or arch == "inside" and method == "langalign":
         raise UserError("--residuals goes with --method langalign, --arch inside with --method rev")
+    via = sorted([via] if isinstance(via, str) else via or lang.split("+"))
     if method not in ("langalign", "rev"):  # no aligner
-        arch, via = None, None
-        if method not in ("mixed", "translated"):  # no pairs
-            options["n"] = None
-    else:
-        via = sorted([via] if isinstance(via, str) else via or [lang])
-    return {"lang": lang, "via": via, "method": method, "arch": arch, **options}
+        via = arch = None
+    if method in ("english", "centred", "native"):  # no pairs
+        n = None
+    lang = "" if method == "english" else lang  # that head serves every language
+    fields = {"lang": lang, "via": via, "method": method, "arch": arch}
+    return fields | {"n": n, "residuals": residuals, "seed": seed}
 
 
-def file_name(kind, lang, via, method, arch, n=None, residuals=False, seed=0):
-    """Return the file name of an aligner or head; options at their default are left out."""
-    langs = "+".join(via or [])
-    names = [langs] if kind == "align" or langs == lang else [lang, "via" if langs else "", langs]
-    parts = [kind, *names, "" if method == "langalign" else method, arch, f"n{n}" if n else ""]
+def path_of(out, kind, lang, via, method, arch, n, residuals, seed):
+    """Return the path of an aligner or head; options at their default are left out of its name."""
+    parts = [kind, lang, "" if via in (None, lang.split("+")) else f"via-{'+'.join(via)}"]
+    parts += ["" if method == "langalign" else method, arch, f"n{n}" if n else ""]
     parts += ["residuals" if residuals else "", f"seed{seed}" if seed else ""]
-    return "-".join(part for part in parts if part) + ".pt"
+    return Path(out, "-".join(part for part in parts if part) + ".pt")
 
 
 def find(out, kind, digest, **fields):
     """Load the only file with these fields (None: any). Raises UserError with the command that makes it."""
     wanted = {name: value for name, value in fields.items() if value is not None}
     files = [load(path, kind) | {"path": path} for path in sorted(Path(out).glob(f"{kind}-*.pt"))]
-    fits = [f for f in files if all(f.get(name) in (value, "") for name, value in wanted.items())]
-    fits = [f for f in fits if f["lm"] == digest] or fits  # lang is "" in the English head
-    if len(fits) == 1 and fits[0]["lm"] == digest:
-        return fits[0]
-    names = " ".join(file["path"].name for file in fits or files)[:150] or "none"
-    if len(fits) > 1:
-        raise UserError(f"{out}: {len(fits)} files match, choose one by --n: {names}")
-    command = f"python step3_head.py --out {out}"
-    if kind == "align":
-        command, wanted["lang"] = f"python step2_align.py --out {out}", wanted.pop("via")
+    fits = [file for file in files if wanted.items() <= file.items()]
+    current = [file for file in fits if file["lm"] == digest]
+    if len(current) == 1:
+        return current[0]
+    names = " ".join(file["path"].name for file in current or fits or files)[:150] or "none"
+    if current:
+        raise UserError(f"{out}: {len(current)} files match, choose one by --n: {names}")
+    usual, lang = describe(fields["lang"]), fields["lang"].replace("+", " ") or "en"
+    command = f"{'step2_align' if kind == 'align' else 'step3_head'}.py --out {out} --lang {lang}"
     for name, value in wanted.items():
-        value = " ".join(value) if isinstance(value, list) else "" if value is True else value
-        command += f" --{name} {value}".rstrip() if value is not False else ""
+        if value != usual[name]:
+            value = " ".join(value) if name == "via" else value
+            command += f" --{name} {value}".removesuffix(" True")
     problem = "belongs to another LM than encoder/" if fits else f"no such {kind} file"
-    raise UserError(f"{out}: {problem}; run: {command} (found: {names})")
+    raise UserError(f"{out}: {problem}; run: python {command} (found: {names})")
 
 
 def load_pretrained(name, pool="mean", max_len=256, texts=(), **options):
     """Return an Encoder, in fp32, from a hub name or a folder, after a trial on the longest of `texts`."""
     flags = {"dtype": torch.float32, "output_loading_info": True, "trust_remote_code": False}
-    logs = transformers.utils.logging  # its load report and bars are silenced, then set back
-    level, bars = logs.get_verbosity(), logs.is_progress_bar_enabled()
     try:
-        logs.set_verbosity_error(), logs.disable_progress_bar()
         lm, report = transformers.AutoModel.from_pretrained(name, **flags)
         tokenizer = transformers.AutoTokenizer.from_pretrained(name, trust_remote_code=False)
         lm.pooler = None  # BERT's own, unused here
@@ -490,11 +469,9 @@ def load_pretrained(name, pool="mean", max_len=256, texts=(), **options):
             encode(encoder, [texts[rows.index(longest)]])
         return encoder
     except Exception as err:  # hub, file and class raise many exception types
-        reason = textwrap.shorten(str(err) or type(err).__name__, 150)
-    finally:
-        logs.set_verbosity(level), logs.enable_progress_bar() if bars else None
-    if "sentencepiece" in reason or "tiktoken" in reason:
-        reason = "its tokenizer needs: pip install sentencepiece protobuf"
+        reason = " ".join(str(err).split())[:150] or type(err).__name__
+        if "sentencepiece" in reason or "tiktoken" in reason:
+            reason = "its tokenizer needs: pip install sentencepiece protobuf"
     raise UserError(f"--model {name}: {reason}; use a hub name or a folder such as runs/encoder")
 
 
@@ -516,12 +493,11 @@ def save_encoder(encoder, out, info):
             encoder.lm.save_pretrained(fresh)
         except Exception as err:  # on a full disk each library raises its own exception type
             raise UserError(f"{fresh}: {err}; make room or choose another --out")
-        info = info | {"files": digests_of(fresh)}
+        info = info | {"pool": encoder.pool, "max_len": encoder.max_len, "files": digests_of(fresh)}
         chosen = [info[key] for key in ("task", "labels", "pool", "max_len", "files")]
         info["lm"] = digest_of(repr(chosen).encode())
     save(Path(out, "embed.pt"), "embed", **info)
-    if RANK == 0:
-        # last: after a crash in between, the digests in embed.pt do not match encoder/
+    if RANK == 0:  # last: after a crash in between, embed.pt does not match encoder/
         shutil.rmtree(folder, ignore_errors=True)
         fresh.rename(folder)
 
@@ -545,14 +521,13 @@ def cached(encoder, out, texts, progress="encode"):
     if encoder.inside:
         weights = encoder.inside.state_dict().values()
         name += f"-inside-{digest_of(*(w.cpu().numpy().tobytes() for w in weights))[:16]}"
-    folder, rows = Path(out, "cache", name), {}  # each file is written once
-    for path in sorted(folder.glob("*.pt")):
+    folder, rows = Path(out, "cache", name), {}
+    for path in folder.glob("*.pt"):
         art = load(path, "cache")
         rows.update(zip(art["texts"], art["embeddings"]))
-    new = [text for text in dict.fromkeys(texts) if text not in rows]
-    if new:
+    if new := [text for text in dict.fromkeys(texts) if text not in rows]:
         embeddings = encode(encoder, new, progress)
-        path = folder / f"{digest_of(repr(new).encode())[:32]}.pt"
+        path = folder / f"{digest_of(repr(new).encode())[:32]}.pt"  # each file is written once
         save(path, "cache", texts=new, embeddings=embeddings)
         rows.update(zip(new, embeddings))
     return torch.stack([rows[text] for text in texts])
@@ -591,14 +566,13 @@ def make_parser(doc, step):
         flag("--data", help="root of the data, if it moved since step 1")
         flag("--lang", required=True, nargs="+" if step == 2 else None, help="target language: ko")
         arch = "aligner: fc, ae (paper), a closed form, or inside the LM (default: fc)"
-        flag("--arch", choices=ARCHES, default="fc", help=arch)
+        flag("--arch", choices=(*ARCHES, "inside"), default="fc", help=arch)
         flag("--n", type=int, help="pairs per language (default: all, later the only choice)")
         methods = METHODS if step > 2 else {name: METHODS[name] for name in ("langalign", "rev")}
         method = "; ".join(f"{name}: {text}" for name, text in methods.items())
         flag("--method", choices=methods, help=f"{method} (default: langalign; rev with inside)")
     if step > 2:
-        via = "languages whose pairs trained the aligner (default: that of --lang)"
-        flag("--via", nargs="+", metavar="LANG", help=via)
+        flag("--via", nargs="+", metavar="LANG", help="languages of the aligner (default: --lang)")
         flag("--residuals", action="store_true", help="add random residuals of the pairs to A(x)")
         flag("--seeds", type=int, default=5, help="number of heads (default: 5)")
         flag("--l2", type=float, default=0.05, help="L2 penalty weight (default: 0.05)")
@@ -610,14 +584,14 @@ def check_flags(args):
     for name, value in vars(args).items():
         low = {"seed": 0, "epochs": 0, "lr": 0, "l2": 0}.get(name, 1)
         if type(value) in (int, float) and not low <= value < 2**32:
-            flag = "--" + name.replace("_", "-")
-            raise UserError(f"{flag} {value}: must be at least {low}, below 2^32")
+            name = name.replace("_", "-")
+            raise UserError(f"--{name} {value}: must be at least {low}, below 2^32")
         if name in ("lang", "via") and value:
             langs = [value] if isinstance(value, str) else value
-            codes = all(re.fullmatch(r"[\w-]+", lang, re.ASCII) for lang in langs)
-            if not codes or len(set(langs)) < len(langs):
-                reason = "expected language codes such as ko, each once"
-                raise UserError(f"--{name} {' '.join(langs)}: {reason}")
+            codes = {lang for lang in langs if re.fullmatch(r"[\w-]+", lang, re.ASCII)}
+            if len(codes) < len(langs):
+                langs = " ".join(langs)
+                raise UserError(f"--{name} {langs}: expected language codes such as ko, each once")
 
 
 def pick_device(args):
@@ -632,8 +606,7 @@ def pick_device(args):
         torch.cuda.set_device(device)
     if WORLD > 1 and not dist.is_initialized():
         dist.init_process_group()
-    has = torch.cpu.get_capabilities() if device.type == "cpu" else {}
-    native = has.get("avx512_bf16") or has.get("amx_bf16")
+    native = any(torch.cpu.get_capabilities().get(name) for name in ("avx512_bf16", "amx_bf16"))
     if device.type == "cuda":
         native = torch.cuda.is_bf16_supported(including_emulation=False)
     amp = args.amp or ("bf16" if native else "fp16" if device.type == "cuda" else "off")
@@ -647,6 +620,7 @@ def run(main):
     """Run main(); user errors become one line on stderr and exit status 2, Ctrl-C exit status 130."""
     sys.stdout.reconfigure(encoding="utf-8")  # labels may contain any Unicode
     transformers.logging.disable_progress_bar()
+    transformers.logging.set_verbosity_error()  # no load report
     try:
         main()
     except BrokenPipeError:  # stdout was closed, for example by `| head`

@@ -6,13 +6,12 @@
 Reads   <out>/ of steps 1 to 3 and <data>/<task>/<lang>/test.tsv.
 Writes  <out>/results-<lang>.json, the table as a list of objects. --predict writes to standard output only:
         `label<TAB>probability` per input line (pairs: text<TAB>text_b), averaged over the heads, 1,024 at a time.
-Expect  on toy Korean english 57%, langalign fc 23 points more, with residuals 28 (last digits differ by CPU).
-"""
+Expect  on toy Korean english 57%, langalign fc 23 points more, with residuals 28 (last digits differ by CPU)."""
 
-import itertools
 import json
 import sys
 from functools import partial
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +23,6 @@ from common import read_texts, read_tsv, run, say, warn, write_atomic
 
 BOOTSTRAP = 10_000  # resamples behind a 95% interval
 CHUNK = 1_024  # lines that --predict labels at once: constant memory, order kept
-FIELDS = "lang", "via", "method", "arch", "n", "residuals", "seed"
 
 
 @torch.no_grad()
@@ -62,27 +60,24 @@ def evaluate(lang, heads, encoder, embed, info, split="test"):
     majority = (y.bincount().max() / len(y)).item()
     shared = {"lang": lang, "split": split, "rows": len(y), "leaks": leaks, "majority": majority}
     premises = np.unique([text[0] for text in texts], return_inverse=True)[1]  # (N,)
-    records, english = [], None  # english: share of heads[0] that is right on each row, (N,)
-    for head in heads:
-        hit = (logits_of(head, encoder, embed, texts).argmax(2) == y).double()  # (S, N)
-        english = hit.mean(0) if english is None else english
-        gains = (hit.mean(0) - english).numpy()  # (N,)
-        record = {field: head[field] for field in FIELDS} | shared | {"heads": len(hit)}
-        record |= {"accuracy": hit.mean().item(), "gain": gains.mean()}
-        record |= {"accuracy_std": hit.mean(1).std(correction=0).item()}
-        records.append(record | {"interval": bootstrap(gains, premises)})
+    hits = [(logits_of(head, encoder, embed, texts).argmax(2) == y).double() for head in heads]
+    records = []
+    for head, hit in zip(heads, hits):  # (S, N)
+        gains = (hit.mean(0) - hits[0].mean(0)).numpy()  # (N,)
+        std = hit.mean(1).std(correction=0).item()
+        record = {field: head[field] for field in describe(lang)} | shared
+        record |= {"heads": len(hit), "accuracy": hit.mean().item(), "accuracy_std": std}
+        records.append(record | {"gain": gains.mean(), "interval": bootstrap(gains, premises)})
     return records
 
 
-def load_head(out, encoder, lang, method=None, arch="fc", via=None, n=None, **options):
-    """Load the head these options select, named as step 3's flags: also residuals and seed."""
-    options = {"residuals": False, "seed": 0, **options}
-    return find(out, "head", encoder.digest, **describe(lang, method, arch, via, n=n, **options))
+def load_head(out, encoder, lang, **flags):
+    """Load the head that `flags` select, named as step 3's: method, arch, via, n, residuals, seed."""
+    return find(out, "head", encoder.digest, **describe(lang, **flags))
 
 
 def load_classifier(out, lang, device="cpu", dtype=None, batch_tokens=None, **flags):
-    """Return classifier(texts) -> (labels, probabilities (N, C), means over seeds, in the order of
-    classifier.head["labels"]). `flags` select the head as in load_head."""
+    """Return classifier(texts) -> (labels, probabilities (N, C) of classifier.head["labels"], means over seeds)."""
     encoder, _ = load_encoder(out, device, dtype, batch_tokens=batch_tokens)
     head = load_head(out, encoder, lang, **flags)
 
@@ -101,15 +96,15 @@ def classify(out, texts, lang, **flags):
 
 def predict(source, file, classifier, args):
     """Print label, probability (--all: of each label) and text (--text) for each line of an open file."""
-    labels, columns = classifier.head["labels"], ROWS[classifier.head["two_texts"]].split()[1:]
+    columns = ROWS[classifier.head["two_texts"]].split()[1:]
     if args.all:
-        say("label", *labels, *(columns if args.text else []), sep="\t")
+        say("label", *classifier.head["labels"], *(columns if args.text else ()), sep="\t")
     rows, done = read_texts(source, file, len(columns)), 0
     try:
-        while texts := list(itertools.islice(rows, CHUNK)):
+        while texts := list(islice(rows, CHUNK)):
             for text, label, row in zip(texts, *classifier(texts)):
                 numbers = [f"{p:.4f}" for p in (row if args.all else [row.max()])]
-                say(label, *numbers, *(text if args.text else []), sep="\t")
+                say(label, *numbers, *(text if args.text else ()), sep="\t")
             done += len(texts)
     except (KeyboardInterrupt, UserError) as err:
         raise type(err)(f"{str(err) or 'interrupted'}; {done} lines were labelled")
@@ -118,29 +113,19 @@ def predict(source, file, classifier, args):
 def main():
     p = make_parser(__doc__, step=4)
     flag = p.add_argument
-    flag(
-        "--split",
-        choices=("test", "dev"),
-        default="test",
-        help="rows to evaluate on (default: test)",
-    )
-    flag(
-        "--predict",
-        metavar="FILE",
-        help="label each line (-: stdin) with the head that flags select",
-    )
+    flag("--split", choices=("test", "dev"), default="test", help="rows to use (default: test)")
+    flag("--predict", metavar="FILE", help="label each line (-: stdin) with the selected head")
     flag("--all", action="store_true", help="with --predict: a header, and a column per label")
     flag("--text", action="store_true", help="with --predict: repeat the text in the last columns")
     args = p.parse_args()
     check_flags(args)
-    flags = {name: vars(args)[name] for name in ("method", "arch", "via", "n", "residuals", "seed")}
+    flags = {name: vars(args)[name] for name in describe(args.lang) if name != "lang"}
     given = [name for name in (*flags, "all", "text") if vars(args)[name] != p.get_default(name)]
     if given and not args.predict:
         warn(f"--{' --'.join(given)} without --predict has no effect: all heads are evaluated")
     device, dtype, machine = pick_device(args)
     if args.predict:
-        options = {"device": device, "dtype": dtype, "batch_tokens": args.batch_tokens}
-        classifier = load_classifier(args.out, args.lang, **options, **flags)
+        classifier = load_classifier(args.out, args.lang, device, dtype, args.batch_tokens, **flags)
         say(f"labelling with {classifier.head['path']}", file=sys.stderr)
         file = sys.stdin.fileno() if args.predict == "-" else args.predict
         with open(file, encoding="utf-8-sig", errors="surrogateescape") as source:
@@ -155,21 +140,22 @@ def main():
     order = list(METHODS)
     heads.sort(key=lambda h: (order.index(h["method"]), h["n"] or 0, h["residuals"], h["seed"]))
     if not heads or heads[0]["method"] != "english":
-        make = f"python step3_head.py --lang {args.lang} --out {args.out}"
-        raise UserError(f"{args.out}: no English head; run: {make}")
+        command = f"python step3_head.py --out {args.out} --lang {args.lang} --method english"
+        raise UserError(f"{args.out}: no English head; run: {command}")
     say(f"eval | {machine} | {len(heads)} head files")
     embed = partial(cached, encoder, args.out)
     records = evaluate(args.lang, heads, encoder, embed, info, args.split)
     say("{lang}, {rows} {split} rows, majority class {majority:.2%}".format(**records[0]))
     say(f"{'':32}     n  heads  accuracy    +-  points over english [95%]")
     for r in records:
-        name = f"  {r['method']} {r['arch'] or ''}{' residuals' * r['residuals']}"
+        name = f"{r['method']} {r['arch'] or ''}{' residuals' if r['residuals'] else ''}"
         name += f" seed {r['seed']}" if r["seed"] else ""
         std, gain, low, high = (100 * v for v in (r["accuracy_std"], r["gain"], *r["interval"]))
-        line = f"{name:30}{r['n'] or '-':>7}{r['heads']:7}{r['accuracy']:10.2%}{std:6.2f}"
+        line = f"  {name:28}{r['n'] or '-':>7}{r['heads']:7}{r['accuracy']:10.2%}{std:6.2f}"
         line += f"  {gain:+6.2f} [{low:+.2f}, {high:+.2f}]" if r is not records[0] else ""
         if r["via"] not in (None, [args.lang]):
-            line += f"  A of {' '.join(r['via'])}" + ", unseen" * (args.lang not in r["via"])
+            line += f"  A of {' '.join(r['via'])}"
+            line += "" if args.lang in r["via"] else ", unseen"
         say(line)
     path = Path(args.out, f"results-{args.lang}{'-dev' if args.split == 'dev' else ''}.json")
     write_atomic(path, json.dumps(records, indent=1).encode())

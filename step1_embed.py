@@ -6,8 +6,7 @@
 
 Reads   <data>/<task>/en/{train,dev}.tsv (formats: data/README.md) and a Hugging Face encoder.
 Writes  <out>/encoder/, a plain Hugging Face folder, and <out>/embed.pt: labels, task and data root.
-Expect  98 to 99% English dev accuracy on the toy data (majority class 50%), in the time of tests/README.md.
-"""
+Expect  98 to 99% English dev accuracy on the toy data (majority class 50%), in the time of tests/README.md."""
 
 import copy
 import math
@@ -17,25 +16,23 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from common import UserError, average_gradients, check_flags, describe_task, encode, load_english
+from common import WORLD, UserError, check_flags, describe_task, encode, load_english
 from common import load_pretrained, make_optimizer, make_parser, pick_device, run, save_encoder, say
 from common import shuffled, warn
 
 
 def tune(encoder, texts, y, dev_texts, dev_y, epochs=3, lr=5e-5, batch=32, seed=0, dropout=0.1):
     """Fine-tune e(.) with a linear classifier on top, labels y (N,) (paper, Step 1). Keeps the best dev epoch,
-    discards the classifier, returns loss and dev accuracy per epoch. Word embeddings stay frozen."""
+    discards the classifier, returns loss and dev accuracy per epoch. Word embeddings stay frozen (our choice)."""
     torch.manual_seed(seed)
-    # freeze word embeddings (our choice): English batches would only move English tokens
-    encoder.lm.get_input_embeddings().requires_grad_(False)
+    encoder.lm.get_input_embeddings().requires_grad_(False)  # English would move only its tokens
     head = nn.Linear(encoder.dim, int(y.max()) + 1)
     model = nn.Sequential(encoder, nn.Dropout(dropout), head).to(encoder.lm.device)
-    weights = [p for p in model.parameters() if p.requires_grad]
     steps = epochs * math.ceil(len(y) / batch)
-    optimizer, schedule = make_optimizer(weights, lr, steps)
+    optimizer, schedule = make_optimizer(model.parameters(), lr, steps)
     scaler = torch.amp.GradScaler(encoder.lm.device.type, enabled=encoder.autocast == torch.float16)
     generator, rows = torch.Generator().manual_seed(seed), encoder.tokenize(texts)
-    model = average_gradients(model)  # of several GPUs
+    model = nn.parallel.DistributedDataParallel(model) if WORLD > 1 else model
 
     history, best, kept = [], -1.0, encoder.state_dict()
     for epoch in range(1, epochs + 1):
@@ -48,7 +45,7 @@ def tune(encoder, texts, y, dev_texts, dev_y, epochs=3, lr=5e-5, batch=32, seed=
             optimizer.zero_grad()
             scaler.scale(loss).backward()
             scaler.unscale_(optimizer)
-            nn.utils.clip_grad_norm_(weights, 1.0)
+            nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             scaler.step(optimizer)
             scaler.update()
             schedule.step()
@@ -68,9 +65,8 @@ def tune(encoder, texts, y, dev_texts, dev_y, epochs=3, lr=5e-5, batch=32, seed=
 def main():
     p = make_parser(__doc__, step=1)
     flag = p.add_argument
-    flag(
-        "--model", default="data/toy/encoder", help="hub name or folder (default: data/toy/encoder)"
-    )
+    model = "data/toy/encoder"
+    flag("--model", default=model, help=f"hub name or folder (default: {model})")
     flag("--data", default="data/toy", help="root of <task>/<lang>/*.tsv (default: data/toy)")
     flag("--task", default="sentiment", help="folder below --data (default: sentiment)")
     flag("--pool", choices=("mean", "cls"), default="mean", help="mean over tokens or first token")
@@ -92,14 +88,13 @@ def main():
     Path(args.out).mkdir(parents=True, exist_ok=True)
     tempfile.TemporaryFile(dir=args.out).close()  # fail now rather than after training
 
-    counts = str(dict(zip(info["labels"], y.bincount().tolist())))[:300]
+    counts = dict(zip(info["labels"], y.bincount().tolist()))
     say(f"step 1 | {machine} | {args.model}, {encoder.lm.num_parameters():,} parameters")
-    say(f"{args.task}: {len(y)} English rows, labels {counts}")
+    say(f"{args.task}: {len(y)} English rows, labels {counts!s:.300}")
     say(f"{len(dev_y)} dev rows ({len(set(texts) & set(dev_texts))} also in train)")
     options = {"epochs": args.epochs, "lr": args.lr, "batch": args.batch, "seed": args.seed}
     history = tune(encoder, texts, y, dev_texts, dev_y, **options) if args.epochs else []
-    chosen = {"pool": args.pool, "max_len": encoder.max_len, "history": history}
-    save_encoder(encoder, args.out, info | options | chosen)
+    save_encoder(encoder, args.out, info | options | {"history": history})
 
     majority = (dev_y.bincount().max() / len(dev_y)).item()
     for epoch, record in enumerate(history, 1):

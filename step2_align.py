@@ -7,29 +7,25 @@
 
 Reads   <out>/ of step 1 and <data>/<task>/<lang>/translated.tsv (formats: data/README.md).
 Writes  <out>/align-<langs>-<arch>-n<n>.pt, reversed align-<langs>-rev-..., and embeddings in <out>/cache/.
-Expect  no warning; on the toy data R^2 0.82 and P@1 36% (identity: 0%) for Korean.
-"""
+Expect  no warning; on the toy data R^2 0.82 and P@1 36% (identity: 0%) for Korean."""
 
 import copy
 import math
 from collections import Counter
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 
-from common import CLOSED, Aligner, Inside, UserError, average_gradients, bar, cached
-from common import check_flags, describe, encode, file_name, fixed_order, hold_out, load_encoder
-from common import load_pairs, load_task, make_optimizer, make_parser, pick_device, run, save, say
-from common import shuffled, warn
+from common import CLOSED, WORLD, Aligner, Inside, UserError, bar, cached, check_flags, describe
+from common import encode, fixed_order, hold_out, load_encoder, load_pairs, load_task
+from common import make_optimizer, make_parser, path_of, pick_device, run, save, say, shuffled, warn
 
 
 # The paper: FC or AE, trained by Eq. 1 ----------------------------------------------------------
 @torch.random.fork_rng()  # dropout draws from the global generator: leave it as it was
 def fit(aligner, x, y, held_x, held_y, epochs=30, lr=1e-3, batch=128, weight_decay=1.0, seed=0):
-    """Minimise Eq. 1, the squared error between A(x) and y (paper, Step 2): x = e(d_en), y = e(T(d_en)),
-    both (N, D). Swap x and y for Rev-LangAlign. Trains in place, keeps the best held-out epoch,
-    returns the held-out MSE per epoch."""
+    """Minimise Eq. 1, the squared error between A(x) and y, in place: x = e(d_en), y = e(T(d_en)), both (N, D).
+    Swap x and y for Rev-LangAlign. Keeps the best held-out epoch, returns the held-out MSE per epoch."""
     torch.manual_seed(seed)
     if not 1 < len(x) == len(y):
         raise ValueError(f"x has {len(x)} rows, y has {len(y)}; they must match (at least 2)")
@@ -63,9 +59,8 @@ def solve(arch, x, y, held_x, held_y, ridges=(1e-3, 0.01, 0.03, 0.1, 0.3, 1.0, 3
     """Return the Aligner A(x) = (x - mean_x) W + mean_y of the pairs x, y (N, D), in closed form, on the CPU.
     shift       W = I: the difference of the means
     procrustes  W orthogonal, from the SVD of X^T Y (Schonemann 1966)
-    linear      W = I + (X^T X + r I)^-1 X^T (Y - X), ridge toward the identity: directions the pairs do not
-                determine stay unchanged; r is the multiple (from `ridges`) of X^T X's mean eigenvalue
-                with the lowest held-out MSE"""
+    linear      W = I + (X^T X + r I)^-1 X^T (Y - X), ridge toward the identity: directions without data stay;
+                r is the multiple (from `ridges`) of X^T X's mean eigenvalue with the lowest held-out MSE"""
     if arch not in CLOSED:
         raise ValueError(f"arch {arch!r} is none of {', '.join(CLOSED)}")
     aligner = Aligner(arch, x.shape[1])
@@ -87,11 +82,11 @@ def solve(arch, x, y, held_x, held_y, ridges=(1e-3, 0.01, 0.03, 0.1, 0.3, 1.0, 3
 
 # Ours: A inside the frozen LM -------------------------------------------------------------------
 def fit_inside(inside, encoder, texts, y, held, held_y, epochs=None, lr=3e-3, batch=32, seed=0):
-    """Minimise Eq. 1 reversed, |e_A(T(d)) - e(d)|^2. e_A is the frozen encoder with A active, `texts` are
-    T(d), y = e(d) (N, D). Default: at least 4 epochs and 180 steps (our choice). Keeps the last epoch,
-    returns the held-out MSE per epoch."""
+    """Minimise Eq. 1 reversed, |e_A(T(d)) - e(d)|^2: e_A is the frozen encoder with A active, `texts` are T(d),
+    y = e(d) (N, D). Default: at least 4 epochs and 180 steps (our choice). Returns the held-out MSE per epoch."""
     encoder.eval()  # no dropout in the LM
-    model = average_gradients(inside.to(encoder.lm.device))  # of several GPUs
+    model = inside.to(encoder.lm.device)
+    model = torch.nn.parallel.DistributedDataParallel(model) if WORLD > 1 else model
     steps = math.ceil(len(texts) / batch)  # per epoch
     epochs = max(4, math.ceil(180 / steps)) if epochs is None else epochs
     optimizer, schedule = make_optimizer(inside.parameters(), lr, epochs * steps, 0.01)
@@ -114,13 +109,12 @@ def fit_inside(inside, encoder, texts, y, held, held_y, epochs=None, lr=3e-3, ba
 
 # Report -----------------------------------------------------------------------------------------
 def check_pairs(english, target, x, y, task_x):
-    """Warn of pairs that no aligner can use, from their texts and embeddings (n, D). Returns the domain gap: the
-    distance between the mean embeddings of the pairs' English and of the task's English, task_x (M, D),
-    in the task's total standard deviations."""
+    """Warn of unusable pairs, from their texts and embeddings (n, D). Returns the domain gap: the distance between
+    the means of x and of the task's English, task_x (M, D), in the task's total standard deviations."""
     text, count = Counter(target).most_common(1)[0]
     if count > max(2, len(target) / 100):
-        distinct = f"only {len(set(target))} are distinct"
-        warn(f"{count} rows have the same translation, {text[0][:30]!r}; {distinct}")
+        counts = f"{count} rows have the same translation, {text[0][:30]!r}"
+        warn(f"{counts}; only {len(set(target))} are distinct")
     same = sum(source == translation for source, translation in zip(english, target))
     if same > len(target) / 10:
         warn(f"{same} of {len(target)} translations are identical to the English")
@@ -135,33 +129,31 @@ def check_pairs(english, target, x, y, task_x):
 
 
 def measure(predicted, y, mean, most=2_000):
-    """Return MSE, mean cosine, R^2 (against the training mean) and P@1, the share of the first `most` rows
-    whose nearest y is their own. predicted, y (N, D), mean (D,)."""
+    """Return MSE, mean cosine, R^2 and P@1 (for `most` rows) of predicted and y (N, D), training mean (D,)."""
     mse, cosine = F.mse_loss(predicted, y).item(), F.cosine_similarity(predicted, y).mean().item()
     r2 = 1 - mse / F.mse_loss(mean.expand_as(y), y).item()
     similarity = F.normalize(predicted[:most], dim=1) @ F.normalize(y[:most], dim=1).T  # (N, N)
-    nearest = y[similarity.argmax(1)]  # equal to its own y where a row recurs in several languages
+    nearest = y[similarity.argmax(1)]  # compared by value: a row may recur in several languages
     p1 = (nearest == y[:most]).all(1).float().mean().item()
     return {"mse": mse, "cosine": cosine, "r2": r2, "p1": p1}
 
 
 def report(predicted, x, y, mean, langs):
-    """Print measures of A's output (N, D) on held-out pairs x, y, in all and per language (langs: N codes), next
-    to two baselines, identity and mean; return them."""
-    rows = {"A": measure(predicted, y, mean), "identity": measure(x, y, mean)}
-    rows["mean"] = measure(mean.expand_as(y), y, mean)
+    """Print and return measures of A(x), identity and mean on held-out pairs (N, D), and of A per language."""
+    guesses = {"A": predicted, "identity": x, "mean": mean.expand_as(y)}
+    rows = {name: measure(guess, y, mean) for name, guess in guesses.items()}
     for lang in sorted(set(langs)) if len(set(langs)) > 1 else ():
         i = [k for k, other in enumerate(langs) if other == lang]
         rows[f"A, {lang}"] = measure(predicted[i], y[i], mean)
     say(f"{len(y):5d} held-out pairs       MSE   cosine      R^2      P@1")
     for name, r in rows.items():
         say(f"  {name:18s} {r['mse']:9.3g} {r['cosine']:8.3f} {r['r2']:8.3f} {r['p1']:8.1%}")
-    a, identity = rows["A"], rows["identity"]
+    a = rows["A"]
     if a["r2"] < 0.05:
         warn("A is no better than the mean; did A collapse, or are the columns misaligned?")
     if a["p1"] < min(0.5, max(0.02, 2 / len(y))):  # near chance
         warn(f"P@1 is {a['p1']:.1%}; is translated.tsv shifted by a row?")
-    if a["cosine"] <= identity["cosine"]:
+    if a["cosine"] <= rows["identity"]["cosine"]:
         warn("A is no better than identity; use more pairs, or another --arch")
     return rows
 
@@ -169,19 +161,19 @@ def report(predicted, x, y, mean, langs):
 def main():
     args = make_parser(__doc__, step=2).parse_args()
     check_flags(args)
-    fields = describe(None, args.method, args.arch, args.lang, seed=args.seed)
+    fields = describe("+".join(sorted(args.lang)), args.method, args.arch, seed=args.seed)
 
     # e(.), frozen, and e(d_en), e(T(d_en)) of the pairs, (n, D)
     device, dtype, machine = pick_device(args)
     encoder, info = load_encoder(args.out, device, dtype, args.data, args.batch_tokens)
-    english, target, langs = load_pairs(info, {lang: args.n for lang in fields["via"]})
+    english, target, langs = load_pairs(info, dict.fromkeys(sorted(args.lang), args.n))
     train, held = hold_out(english)
     counts = dict(Counter(langs))
     say(f"step 2 | {machine} | pairs {counts}: {len(train)} train, {len(held)} held out")
     task, _ = load_task(info, "en", "train")
     task = [task[i] for i in fixed_order(len(task))[:2_000]]
-    parts = [len(english), len(target), len(task)]
-    x, y, task_x = cached(encoder, args.out, [*english, *target, *task]).split(parts)
+    sizes = [len(english), len(target), len(task)]
+    x, y, task_x = cached(encoder, args.out, [*english, *target, *task]).split(sizes)
     gap = check_pairs(english, target, x, y, task_x)
 
     if fields["method"] == "rev":
@@ -192,7 +184,7 @@ def main():
         aligner = Inside(encoder.lm)
         texts, held_texts = [target[i] for i in train], [target[i] for i in held]
         fit_inside(aligner, encoder, texts, y[train], held_texts, y[held], seed=args.seed)
-        with torch.no_grad(), aligner.on(encoder):
+        with aligner.on(encoder):
             predicted = encode(encoder, held_texts)
     elif args.arch in CLOSED:
         aligner = solve(args.arch, *parts)
@@ -202,14 +194,12 @@ def main():
         fit(aligner, *parts, seed=args.seed)
         predicted = aligner.map(x[held])
     say(f"A: {args.arch}, {sum(p.numel() for p in aligner.parameters()):,} parameters")
-    held_langs = [langs[i] for i in held]
-    numbers = report(predicted, x[held], y[held], y[train].mean(0), held_langs)
+    rows = report(predicted, x[held], y[held], y[train].mean(0), [langs[i] for i in held])
 
     fields["n"] = max(counts.values())
-    path = Path(args.out, file_name("align", **fields))
-    more = {"aligner": aligner.config, "report": numbers, "gap": gap, "pairs": counts}
-    state = {name: tensor.cpu() for name, tensor in aligner.state_dict().items()}
-    save(path, "align", lm=encoder.digest, state=state, **fields, **more)
+    path = path_of(args.out, "align", **fields)
+    content = {"lm": encoder.digest, "aligner": aligner.config, "state": aligner.cpu().state_dict()}
+    save(path, "align", **fields, **content, report=rows, gap=gap, pairs=counts)
     say(f"-> {path}")
 
 

@@ -8,27 +8,23 @@
 Baselines (--method): english, centred, translated, mixed, native; --help explains them.
 Reads   <out>/ of step 1, for langalign and rev an aligner of step 2, and <data>/<task>/.
 Writes  <out>/head-<lang>-....pt, and always <out>/head-english.pt, the baseline of eval.py.
-Expect  on the toy data 97% English dev accuracy through A, 99% without.
-"""
+Expect  on the toy data 97% English dev accuracy through A, 99% without."""
 
 import math
 from functools import partial
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 
-from common import UserError, bar, build_aligner, cached, check_flags, describe
-from common import file_name, find, load_encoder, load_english, load_pairs, load_task
-from common import load_translated, logits, make_parser, pick_device, read_lines, read_texts, run
-from common import save, say, warn
+from common import UserError, bar, build_aligner, cached, check_flags, describe, find
+from common import load_encoder, load_english, load_pairs, load_task, load_translated, logits
+from common import make_parser, path_of, pick_device, read_lines, read_texts, run, save, say, warn
 
 
 def train_heads(x, y, classes, residuals=None, seeds=range(5), l2=0.05, lr=1e-3, steps=2_000):
-    """Train S linear heads at once, one per seed: cross-entropy + l2 |w|^2 on embeddings x (N, D), labels y (N,)
-    from 0 to classes - 1, in batches of 64, for at least ten epochs and `steps` steps (our choice).
-    residuals (M, D): a random residual is added to each row of x, redrawn every epoch.
-    Returns {"weight": (S, C, D), "bias": (S, 1, C), "mean": (D,), "scale": (D,)} for common.logits."""
+    """Train S linear heads at once, one per seed: cross-entropy + l2 |w|^2 on embeddings x (N, D), labels y (N,),
+    for at least ten epochs and `steps` steps (our choice). residuals (M, D): one is added to each row of x, drawn
+    again every epoch. Returns weight (S, C, D), bias (S, 1, C), mean (D,) and scale (D,) for common.logits."""
     if not 1 < len(x) == len(y):
         raise ValueError(f"x has {len(x)} rows, y has {len(y)}; they must match (at least 2)")
     generators, x = [torch.Generator().manual_seed(seed) for seed in seeds], x.detach().float()
@@ -64,11 +60,11 @@ def train_heads(x, y, classes, residuals=None, seeds=range(5), l2=0.05, lr=1e-3,
     return {name: tensor.cpu() for name, tensor in heads.items()}
 
 
-def save_heads(out, heads, dev_x, dev_y, rows, fields, **more):
+def save_heads(out, fields, heads, dev_x, dev_y, rows, **more):
     """Report heads trained on `rows` rows on English dev rows (M, D), and write their file."""
+    path = path_of(out, "head", **fields)
     dev = (logits(heads, dev_x).argmax(2) == dev_y).double().mean(1)  # (S,)
     majority = (dev_y.bincount().max() / len(dev_y)).item()
-    path = Path(out, file_name("head", **fields))
     accuracy = f"{dev.mean():.2%} +- {dev.std(correction=0):.2%}, majority class {majority:.2%}"
     say(f"{fields['method']}: {rows} rows; English dev accuracy {accuracy} -> {path}")
     if dev.mean() <= majority:
@@ -81,8 +77,8 @@ def main():
     p.add_argument("--unlabelled", metavar="FILE", help="for centred: target texts, one per line")
     args = p.parse_args()
     check_flags(args)
-    options = {"n": args.n, "residuals": args.residuals, "seed": args.seed}
-    fields = describe(args.lang, args.method, args.arch, args.via, **options)
+    options = args.method, args.arch, args.via, args.n, args.residuals, args.seed
+    fields = describe(args.lang, *options)
     method = fields["method"]
     if (method == "centred") != bool(args.unlabelled):
         raise UserError("--method centred needs --unlabelled FILE; no other method takes it")
@@ -90,34 +86,33 @@ def main():
     # e(.) and A, frozen, and e(d_en) of the English rows
     device, dtype, machine = pick_device(args)
     encoder, info = load_encoder(args.out, device, dtype, args.data, args.batch_tokens)
-    cache, art = partial(cached, encoder, args.out), {}
+    cache = partial(cached, encoder, args.out)
     if method in ("langalign", "rev"):
-        names = "via", "method", "arch", "n", "seed"
-        art = find(args.out, "align", encoder.digest, **{name: fields[name] for name in names})
+        wanted = fields | {"lang": "+".join(fields["via"]), "residuals": False}
+        art = find(args.out, "align", info["lm"], **wanted)
         fields["n"] = art["n"]
     say(f"step 3 | {machine} | {args.seeds} linear heads, LM and A frozen")
     texts, y, dev_texts, dev_y = load_english(info)
     x, dev_x = cache([*texts, *dev_texts]).split([len(texts), len(dev_texts)])
-    more = {"lm": encoder.digest, "labels": info["labels"], "two_texts": info["two_texts"]}
     seeds = range(1000 * args.seed, 1000 * args.seed + args.seeds)
-    shared = {"classes": len(info["labels"]), "seeds": seeds, "l2": args.l2}
+    train = partial(train_heads, classes=len(info["labels"]), seeds=seeds, l2=args.l2)
+    more = {name: info[name] for name in ("lm", "labels", "two_texts")}
 
     # The baseline of every table
-    heads = train_heads(x.to(device), y, **shared)
-    baseline = describe("", "english", seed=args.seed, residuals=False, n=None)
-    save_heads(args.out, heads, dev_x, dev_y, len(x), baseline, **more)
+    heads, residuals = train(x.to(device), y), None
+    baseline = describe("", "english", seed=args.seed)
+    save_heads(args.out, baseline, heads, dev_x, dev_y, len(x), **more)
 
-    residuals = None
     if method == "english":
         return
+    elif method == "rev":  # the head is the English one, and A is stored for inference
+        more |= {"aligner": art["aligner"], "state": art["state"]}
     elif method == "langalign":  # the head learns from A(e(d_en))
         aligner = build_aligner(art, encoder.lm)
         if args.residuals:  # r = e(T(d)) - A(e(d)) of every pair, (n, D)
             source, target, _ = load_pairs(info, art["pairs"])
             residuals = cache(target) - aligner.map(cache(source))
         x, dev_x = aligner.map(x), aligner.map(dev_x)
-    elif method == "rev":  # the head is the English one, and A is stored for inference
-        more |= {"aligner": art["aligner"], "state": art["state"]}
     elif method == "centred":  # English moved onto the mean of unlabelled text
         unlabelled = read_texts(read_lines(args.unlabelled), args.unlabelled, len(texts[0]))
         shift = cache(list(unlabelled)).mean(0) - x.mean(0)  # (D,)
@@ -132,8 +127,8 @@ def main():
         rest = [i for i, text in enumerate(texts) if text not in translated]
         x, y = torch.cat([cache(target), x[rest]]), torch.cat([target_y, y[rest]])
     if method != "rev":
-        heads = train_heads(x.to(device), y, residuals=residuals, **shared)
-    save_heads(args.out, heads, dev_x, dev_y, len(x), fields, **more)
+        heads = train(x.to(device), y, residuals=residuals)
+    save_heads(args.out, fields, heads, dev_x, dev_y, len(x), **more)
 
 
 if __name__ == "__main__":

@@ -170,6 +170,7 @@ step3 --n 30                   : no such align file; run: python step2_align.py 
 step3 --residuals --seed 3     : no such align file; run: python step2_align.py .*--seed 3
 step2 --lang ko ko             : --lang ko ko: expected language codes such as ko, each once
 step2 --lang ko xx             : xx/translated.tsv: no such file; .*there: en, ko
+step2 --lang ko ko-KR          : ko-KR/translated.tsv: no such file
 step2 --lang                   : --lang: expected at least one argument
 step3 --via ko en ko           : --via ko en ko: expected language codes such as ko, each once
 eval --via ko/                 : --via ko/: expected language codes

@@ -304,16 +304,6 @@ def test_a_model_without_special_tokens(world, tmp_path):
     assert encode(encoder, ["good", "good film"]).isfinite().all()
 
 
-def test_long_texts_are_announced(world, tmp_path, capsys):
-    """Step 1 warns, since it trains on them."""
-    data = shutil.copytree(world.data, tmp_path / "data")
-    with open(data / "reviews/en/train.tsv", "a") as file:
-        file.write("positive\t" + "good " * 99 + "\n")
-    flags = "--data", data, "--task", "reviews", "--out", tmp_path / "runs", "--epochs", 0
-    main("step1_embed.py", "--model", world.encoder, *flags)
-    assert "1 texts reach max_len=64 tokens" in capsys.readouterr().err
-
-
 def break_model(folder, fault):
     weights, config = load_file(folder / "model.safetensors"), folder / "config.json"
     words = weights["embeddings.word_embeddings.weight"]

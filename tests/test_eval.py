@@ -165,27 +165,6 @@ def test_predict_agrees_with_classify(flags, runs, label):
     assert rows == [[y, f"{p:.4f}"] for y, p in zip(labels, probabilities.amax(1).tolist())]
 
 
-def test_rev_heads_predict_with_a_in_place(runs):
-    """They hold the English weights, so that only A, after or inside the LM, changes the prediction."""
-    encoder, _ = common.load_encoder(runs)
-    texts = [(text,) for text in TEXTS]
-    plain = common.encode(encoder, texts)
-    english = evaluation.classify(runs, TEXTS, lang="ko", method="english")[1]
-    for arch in "fc", "inside":
-        head = evaluation.load_head(runs, encoder, "ko", method="rev", arch=arch)
-        aligner = common.build_aligner(head, encoder.lm)
-        if arch == "fc":
-            x = aligner.map(plain)
-        else:
-            with aligner.on(encoder):
-                x = common.encode(encoder, texts)
-        expected = common.logits(head["heads"], x).softmax(2).mean(0)
-        got = evaluation.classify(runs, TEXTS, lang="ko", method="rev", arch=arch)[1]
-        assert torch.allclose(got, expected, atol=1e-6)
-        assert not torch.allclose(got, english, atol=1e-3)
-    assert torch.equal(common.encode(encoder, texts), plain)  # A is out again
-
-
 def test_all_and_text_add_columns(runs, label):
     plain = label(runs, TEXTS)
     header, *rows = label(runs, TEXTS, "--all", "--text")
@@ -279,10 +258,6 @@ def test_flags_name_the_head(folder, label):
     with pytest.raises(UserError, match=both):
         label(folder, TEXTS)
     assert label(folder, TEXTS, "--n", n) == expected
-    with pytest.raises(UserError, match="no such head file; run: python step3_head.py .*--arch ae"):
-        label(folder, TEXTS, "--arch", "ae")
-    with pytest.raises(UserError, match="no such head file; run: python step3_head.py .*--lang sw"):
-        label(folder, TEXTS, lang="sw")
 
 
 def test_lines_are_read_as_they_are_labelled(runs, capsys, monkeypatch):

@@ -15,8 +15,8 @@ from conftest import WORDS, few_steps, main, make_encoder, make_row, write
 
 import step2_align
 import step3_head
-from common import UserError, describe, file_name, find, hold_out, load, load_encoder
-from common import load_pairs, save
+from common import UserError, describe, find, hold_out, load, load_encoder
+from common import load_pairs, path_of, save
 from eval import load_classifier
 
 COUNTS = {"aa": 400, "bb": 250}  # pairs: bb has fewer
@@ -57,9 +57,6 @@ def related(tmp_path_factory):
             main("step2_align.py", "--lang", "bb", "aa", *flags)  # in any order
             for lang in ("aa", "bb", "cc"):
                 main("step3_head.py", "--lang", lang, *POOLED, arch, "--out", out)
-        main("step2_align.py", "--lang", "aa", "--method", "rev", "--arch", "linear", "--out", out)
-        flags = "--method", "rev", "--arch", "linear", "--out", out
-        main("step3_head.py", "--lang", "bb", "--via", "aa", *flags)
     return SimpleNamespace(out=out, data=data)
 
 
@@ -90,10 +87,6 @@ def test_pooled_aligner_serves_its_languages_and_their_relative(records, lang, a
     assert record["gain"] > 0.2 and record["accuracy"] > 0.65 > records[lang, "", None]["accuracy"]
 
 
-def test_aligner_of_one_cipher_is_worse_on_the_other(records):
-    assert records["bb", "aa", "linear"]["gain"] < records["bb", "aa+bb", "linear"]["gain"] - 0.1
-
-
 def test_table_says_whose_aligner_it_is(related, capsys):
     main("eval.py", "--lang", "cc", "--out", related.out)
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("  rev")]
@@ -109,14 +102,8 @@ def test_classifier_takes_the_languages_of_its_aligner(related, arch):
     assert pooled.head["path"].name == f"head-bb-via-aa+bb-rev-{arch}-n400.pt"
     labels, _ = pooled([spell("good great kind", "bb"), spell("bad awful rude", "bb")])
     assert labels == ["positive", "negative"]
-    with pytest.raises(UserError, match="run: python step3_head.py .*--lang bb --via bb"):
+    with pytest.raises(UserError, match="run: python step3_head.py .*--lang bb --method rev"):
         load_classifier(related.out, "bb", **flags)
-
-
-def test_english_head_is_found_by_any_language(related):
-    for lang in ("aa", "zz"):
-        head = load_classifier(related.out, lang, method="english").head
-        assert head["path"].name == "head-english.pt"
 
 
 def test_held_out_rows_are_new_in_every_language(related, monkeypatch):
@@ -176,20 +163,9 @@ def test_no_two_variants_share_a_file_or_meet_in_find(tmp_path):
                 options = {"n": n, "seed": seed}
                 options |= {"residuals": residuals} if kind == "head" else {}
                 fields = describe("cc", method, arch, via, **options)
-                files[file_name(kind, **fields)] = kind, fields
+                files[path_of(tmp_path, kind, **fields).name] = kind, fields
     assert len(files) == 5 * 2**4 + 5 * 2**4 + 5 * 2**3
     for name, (kind, fields) in files.items():
         save(tmp_path / name, kind, lm="x", **fields)
     for name, (kind, fields) in list(files.items())[::7]:
         assert find(tmp_path, kind, "x", **fields)["path"].name == name
-
-
-def test_arguments_in_any_order_are_one_aligner():
-    assert describe(None, "rev", via=["bb", "aa"]) == describe(None, "rev", via=["aa", "bb"])
-    assert describe("aa", via="aa") == describe("aa")
-    assert describe("aa", arch="inside")["method"] == "rev"
-
-
-def test_codes_that_begin_alike_are_not_repeated(related):
-    with pytest.raises(UserError, match="aa-BB/translated.tsv: no such file"):
-        main("step2_align.py", "--lang", "aa", "aa-BB", "--out", related.out)

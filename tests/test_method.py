@@ -367,6 +367,8 @@ def test_a_is_needed_at_inference_by_rev_only(runs, name):
     flags = {"method": "rev", "arch": name[4:]} if "rev" in name else {}
     labels, probabilities = classify(runs, texts, lang="ko", **flags)
     assert torch.allclose(probabilities, expected, atol=1e-5)
+    english = classify(runs, texts, lang="ko", method="english")[1]
+    assert not torch.allclose(probabilities, english, atol=1e-3)
     assert labels == [["negative", "positive"][i] for i in expected.argmax(1)]
 
 
@@ -471,6 +473,8 @@ def state():
 before = state()
 import common, SCRIPT
 assert state() == before
+transformers.logging.set_verbosity_error()  # common.run silences it in the scripts
+transformers.logging.disable_progress_bar()
 assert (common.RANK, common.WORLD) == (0, 1)  # RANK counts only under torchrun
 """
 COPIES = {
@@ -556,16 +560,12 @@ def ranks(processes):
     return [torch.load(folder / "made.pt") for folder in folders]
 
 
-def test_two_ranks_encode_as_one(ranks, encoder):
+def test_two_ranks_encode_as_one(ranks, processes, encoder):
     for made in ranks:
         assert torch.allclose(made["all"], encode(encoder, TEXTS), atol=1e-5)
-
-
-def test_two_ranks_encode_one_text(processes):
-    base, status = processes
-    a, b = (torch.load(base / name / "one.pt") for name in ("rank0", "rank1"))
-    assert status["rank0"] == status["rank1"] == 0
-    assert torch.equal(a, b) and a.abs().sum() > 0
+    one, other = (torch.load(processes[0] / name / "one.pt") for name in ("rank0", "rank1"))
+    assert torch.equal(one, other) and one.abs().sum() > 0  # one text for two ranks
+    assert processes[1]["rank0"] == processes[1]["rank1"] == 0
 
 
 @pytest.mark.parametrize("part", ["tune", "inside"])
