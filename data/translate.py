@@ -78,8 +78,7 @@ def get_args(argv=None):
     flag("--skip", action="store_true", help="--merge: leave out rows without a translation")
     flag("--force", action="store_true", help="replace a file even if rows of it are lost")
     flag("--device", help="cuda, cuda:1, mps or cpu (default: first accelerator, else cpu)")
-    amp = "mixed precision (default: bf16 if native, else fp16 on CUDA, else off)"
-    flag("--amp", choices=("off", "bf16", "fp16"), help=amp)
+    flag("--amp", choices=("off", "bf16", "fp16"), help="mixed precision (default: as in step 1)")
     args = p.parse_args(argv)
     check_flags(args)
     if args.lang == "en" and not args.export:
@@ -101,10 +100,9 @@ def find_code(codes, lang):
     found = found or [code for code in codes if code.split("_")[0] in names]
     if len(found) == 1:
         return found[0]
-    close = found or sorted(code for code in codes if code[0] == lang[0])
+    close = " ".join(found or sorted(code for code in codes if code[0] == lang[0]))
     raise UserError(
-        f"{len(found) or 'none'} of the model's {len(codes)} language codes mean {lang}; "
-        f"give one with --lang-code (close: {' '.join(close) or 'none'})"
+        f"{lang} is {len(found)} of the model's codes; give --lang-code (close: {close})"
     )
 
 
@@ -120,38 +118,20 @@ def language_table(tokenizer):
     return {}, ""
 
 
-def use_own_file(tokenizer, file, texts):
-    """Replace the parts of a tokenizer that splits texts otherwise than its tokenizer.json does.
-
-    transformers builds some classes, such as T5's, from the vocabulary alone. They lose the file's
-    unknown token, byte fallback or normalisation."""
-    own = Tokenizer.from_file(str(file))
-    own.no_padding()
-    own.no_truncation()
-    expected = [out.ids for out in own.encode_batch(texts, add_special_tokens=False)]
-    if tokenizer(texts, add_special_tokens=False).input_ids != expected:
-        say(f"{type(tokenizer).__name__} differs from {file}, which is used")
-        for part in ("model", "normalizer", "pre_tokenizer", "post_processor", "decoder"):
-            setattr(tokenizer.backend_tokenizer, part, getattr(own, part))
-
-
 def load_model(name, texts):
     """Return (model in fp32, tokenizer, digest of its files) of a hub name or folder. Raises
     UserError if weights are missing, or a tokenizer that knows the words of `texts`."""
     warnings.filterwarnings("ignore", message="Recommended: pip install sacremoses")
+    options = {"dtype": torch.float32, "output_loading_info": True}
     try:
         tokenizer = AutoTokenizer.from_pretrained(name)
+        model, loaded = AutoModelForSeq2SeqLM.from_pretrained(name, **options)
         folder = Path(cached_file(name, "config.json")).parent  # of a hub name: the local snapshot
-        if (folder / "tokenizer.json").exists():
-            rare = "\ufb01 \u2460 \uff76\u3099 \uac00"  # letters on which it may differ
-            use_own_file(tokenizer, folder / "tokenizer.json", [*texts, rare])
-        model, loaded = AutoModelForSeq2SeqLM.from_pretrained(
-            name, dtype=torch.float32, output_loading_info=True
-        )
+        use_own_file(tokenizer, folder / "tokenizer.json")
         if missing := sorted(loaded["missing_keys"]):  # tied weights are not among them
             raise ValueError(f"its file lacks {len(missing)} weights, such as {missing[0]}")
-        ids = sum(tokenizer(texts, padding=True).input_ids, [])
-        if ids.count(tokenizer.unk_token_id) > len(" ".join(texts).split()) / 2:
+        rows, unknown = tokenizer(texts, padding=True).input_ids, tokenizer.unk_token_id
+        if sum(ids.count(unknown) for ids in rows) > len(" ".join(texts).split()) / 2:
             raise ValueError("its tokenizer does not know most words; are its files complete?")
     except Exception as err:  # hub, files and classes raise many types
         reason = " ".join(str(err).split()).split(". ")[0][:200]
@@ -163,6 +143,15 @@ def load_model(name, texts):
     return model, tokenizer, digest_of(*(hashlib.sha256(file).digest() for file in files))
 
 
+def use_own_file(tokenizer, file):
+    """Make a tokenizer split texts as its tokenizer.json does. transformers builds some classes, such
+    as T5's, without the file's unknown token, byte fallback or normalisation."""
+    if file.exists() and hasattr(tokenizer, "backend_tokenizer"):
+        own = Tokenizer.from_file(str(file))
+        for part in ("model", "normalizer", "pre_tokenizer", "post_processor", "decoder"):
+            setattr(tokenizer.backend_tokenizer, part, getattr(own, part))
+
+
 class Translator:
     """A translation model with its target language set."""
 
@@ -171,16 +160,16 @@ class Translator:
         self.model, self.tokenizer, self.digest = load_model(args.model, texts)
         self.model.to(self.device).eval()
         positions = getattr(self.model.config, "max_position_embeddings", None) or 512
-        self.max_len = min(positions, self.tokenizer.model_max_length)  # tokens of a source
-        self.options = {"num_beams": args.beams, "do_sample": False}
-        self.options["max_new_tokens"] = min(args.max_new_tokens, positions - 1)
+        self.tokenizer.model_max_length = min(positions, self.tokenizer.model_max_length)
+        self.tokenizer.padding_side = "right"
+        self.longest = min(args.max_new_tokens, positions - 1)
+        self.options = {"num_beams": args.beams, "do_sample": False, "max_new_tokens": self.longest}
 
-        self.prefix, self.code = "", "its one language"
         codes, form = language_table(self.tokenizer)
         if not codes:
-            target = getattr(self.tokenizer, "target_lang", None) or args.lang
-            if args.lang_code or target not in names_of(args.lang):
-                warn(f"{args.model} has no language codes: it translates into {target!r} only")
+            self.prefix, self.code = "", getattr(self.tokenizer, "target_lang", None) or args.lang
+            if args.lang_code or self.code not in names_of(args.lang):
+                warn(f"{args.model} has no language codes: it translates into {self.code!r} only")
             return
         self.code = in_source = find_code(codes, args.lang_code or args.lang)
         self.prefix = form.format(self.code)
@@ -194,16 +183,14 @@ class Translator:
     @torch.no_grad()
     def generate(self, sentences):
         """Translate a batch; return [[translation, whether it or its source was cut], ...]."""
-        pad_id, options = self.tokenizer.pad_token_id, {"padding_side": "right", "padding": True}
-        options |= {"truncation": True, "max_length": self.max_len, "return_tensors": "pt"}
-        batch = self.tokenizer([self.prefix + text for text in sentences], **options)
+        texts, pad_id = [self.prefix + text for text in sentences], self.tokenizer.pad_token_id
+        batch = self.tokenizer(texts, padding=True, truncation=True, return_tensors="pt")
         batch = {name: batch[name].to(self.device) for name in ("input_ids", "attention_mask")}
         with torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not None):
             out = self.model.generate(**batch, **self.options, pad_token_id=pad_id)  # (B, T)
-        cut = batch["attention_mask"].sum(1) >= self.max_len
-        cut |= (out[:, 1:] != pad_id).sum(1) >= self.options["max_new_tokens"]
-        skip = 2 if "forced_bos_token_id" in self.options else 1  # tokens that start a translation
-        texts = self.tokenizer.batch_decode(out[:, skip:], skip_special_tokens=True)
+        cut = batch["attention_mask"].sum(1) >= self.tokenizer.model_max_length
+        cut |= (out[:, 1:] != pad_id).sum(1) >= self.longest
+        texts = self.tokenizer.batch_decode(out, skip_special_tokens=True)
         return [[compose(text), is_cut] for text, is_cut in zip(texts, cut.tolist())]
 
 
@@ -214,11 +201,11 @@ def compose(text):
     return unicodedata.normalize("NFC", " ".join(text.split()))
 
 
-def translate(sentences, done, path, translator, budget):
+def translate(sentences, done, path, translator, budget=None):
     """Add to `done` what it lacks, {sentence: [translation, whether it was cut]}, and save it to `path`.
 
     Chunks have fixed ends, so that a resumed run has equal batches."""
-    left = sum(text not in done for text in sentences)
+    left, budget = len({*sentences} - {*done}), budget or BATCH_TOKENS[translator.device.type]
     with bar(desc="translate", total=left, unit="sentence") as progress:
         for start in range(0, len(sentences), CHUNK):
             chunk = [text for text in sentences[start : start + CHUNK] if text not in done]
@@ -254,8 +241,8 @@ def tsv(table):
 def write_target(path, header, table, force):
     """Write translated.tsv in an order of which step 2 takes the first n rows of `table`. Raises
     UserError if rows that it has would be lost, unless `force`."""
-    placed = dict(zip(fixed_order(len(table)), table))
-    content = tsv([header, *(placed[line] for line in range(len(table)))])
+    order = np.argsort(fixed_order(len(table)))
+    content = tsv([header, *(table[i] for i in order)])
     lost = set(read_lines(path) if path.exists() else []).difference(content.split("\n"))
     if lost and not force:
         raise UserError(f"{path}: {len(lost)} lines would be lost; move it away, or add --force")
@@ -263,29 +250,26 @@ def write_target(path, header, table, force):
 
 
 def doubts_of(sources, translations):
-    """Return warnings about translations that are copied, the same, much too long or short, or that
-    begin or end alike although their sources do not, as with an LLM's preamble."""
+    """Return warnings about translations that are copied, the same, of odd length, or that begin or
+    end alike although their sources do not, as with an LLM's preamble."""
     pairs = dict(zip(sources, translations))
-    found = {"repeat their source": [b for a, b in pairs.items() if a.casefold() in b.casefold()]}
     text, count = Counter(pairs.values()).most_common(1)[0]
-    found[f"are the same, {text[:50]!r}"] = [text] * count
     ratio = median(len(b) / len(a) for a, b in pairs.items())
     odd = [b for a, b in pairs.items() if not 1 / 3 < (len(b) + 20) / (ratio * len(a) + 20) < 3]
-    found[f"are three times too long or short, such as {''.join(odd[:1])[:50]!r}"] = odd
+    counts = {
+        "repeat their source": sum(a.casefold() in b.casefold() for a, b in pairs.items()),
+        f"are the same, {text[:50]!r}": count,
+        f"are three times too long or short, such as {' '.join(odd)[:50]!r}": len(odd),
+    }
     source_of = {b: a for a, b in pairs.items()}
     for place, part in {"begin": slice(8), "end": slice(-8, None)}.items():
         edge, count = Counter(b[part] for b in source_of).most_common(1)[0]
         group = [a for b, a in source_of.items() if b[part] == edge]
-        alike = max(
-            count
-            for side in (slice(8), slice(-8, None))
-            for count in Counter(a[side] for a in group).values()
-        )
+        alike = Counter(side for a in group for side in {a[:8], a[-8:]}).most_common(1)[0][1]
         if count > 0.2 * len(pairs) and alike < count / 2:  # natural texts: at most 8%
-            found[f"{place} with {edge!r}"] = group
-    few = max(2, 0.02 * len(pairs))  # normal
-    counts = {words: len(group) for words, group in found.items() if len(group) > few}
-    return [f"{count} of {len(pairs)} translations {words}" for words, count in counts.items()]
+            counts[f"{place} with {edge!r}"] = count
+    many = max(2, 0.02 * len(pairs))  # fewer are normal
+    return [f"{n} of {len(pairs)} translations {words}" for words, n in counts.items() if n > many]
 
 
 # The three jobs
@@ -293,10 +277,10 @@ def export(args, header, rows):
     """Write the n rows with their ids: the first 5000 of 20000 are those of --n 5000."""
     if Path(args.export).exists() and not args.force:
         raise UserError(f"{args.export} exists; give another name, or add --force")
-    width, size = len(header) // 2 + 1, sum(len(text) for row in rows.values() for text in row[1:])
-    table = [["id", *header[:width]], *([key, *row] for key, row in rows.items())]
-    write_atomic(args.export, tsv(table).encode())
-    say(f"export | {len(rows)} rows, {size:,} characters -> {args.export}")
+    width = len(header) // 2 + 1
+    content = tsv([["id", *header[:width]], *([key, *row] for key, row in rows.items())])
+    write_atomic(args.export, content.encode())
+    say(f"export | {len(rows)} rows, {len(content):,} characters -> {args.export}")
     column = " and ".join(header[width:])
     say(f"add the column {column} and read the file back with --merge and --n {len(rows)}")
 
@@ -338,21 +322,18 @@ def by_model(args, rows, target):
     translator = Translator(args, sentences[:1_000])
     options = args.lang, args.lang_code, args.beams, args.amp, args.max_new_tokens
     key = digest_of(translator.digest.encode(), repr(options).encode())[:8]
-    path = target.with_name(f"translated.{key}.json")
-    if target.exists() and not path.exists() and not args.force:
+    path, done = target.with_name(f"translated.{key}.json"), {}
+    if path.exists():
+        done = json.loads(path.read_text("utf-8"))
+    elif target.exists() and not args.force:
         problem = "was not made by this model and options"
         raise UserError(f"{target} {problem}; move it away, or add --force")
-    done = json.loads(path.read_text("utf-8")) if path.exists() else {}
     count = sum(text in done for text in sentences)
     say(f"{translator.machine} | {args.model}: English to {translator.code}")
     say(f"{len(rows)} rows, {len(sentences)} distinct sentences, {count} done before")
-    try:
-        budget = args.batch_tokens or BATCH_TOKENS[translator.device.type]
-        translate(sentences, done, path, translator, budget)
-    except KeyboardInterrupt:
-        raise KeyboardInterrupt("interrupted; the same command continues from the last save")
+    translate(sentences, done, path, translator, args.batch_tokens)
     if cut := sum(done[text][1] for text in sentences):
-        hint = f"raise --max-new-tokens, or shorten texts of over {translator.max_len} tokens"
+        hint = "raise --max-new-tokens, or shorten long texts"
         warn(f"{cut} translations or their sources were cut; {hint}")
     table = [(*row, *(done[text][0] for text in row[1:])) for row in rows.values()]
     return [row for row in table if all(row[1:])]
