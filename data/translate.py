@@ -9,9 +9,8 @@ Writes   <data>/<task>/<lang>/translated.tsv (see data/README.md). --model also 
          translated.<key>.json, from which a stopped run or a larger --n continues.
 Expect   three examples to judge, and no warning.
 
---n takes the first n rows in the fixed order of step 2's --n, and translated.tsv keeps that order. Rows
-with the same text count once. A pair task's text and text_b are translated separately. Models: opus-mt
-(Marian), NLLB, M2M100, mBART-50, MADLAD-400, others of one language pair.
+--n takes the first n rows in the fixed order of step 2's --n. Rows with the same text count once.
+Models: opus-mt (Marian), NLLB, M2M100, mBART-50, MADLAD-400, others of one language pair.
 """
 
 import argparse
@@ -41,7 +40,7 @@ BATCH_TOKENS = {"cpu": 1_024, "cuda": 8_192, "mps": 2_048}  # small: each beam h
 CHUNK = 512  # sentences between saves: what a killed run loses
 
 # Names of a language: ISO 639-1 (and its withdrawn code), NLLB's, others. The first that fits counts.
-NAMES = """
+GROUPS = """
 af/afr ak/aka am/amh an/arg ar/arb/ara as/asm av/ava ay/ayr/aym az/azj/aze/aze_Latn ba/bak be/bel
 bg/bul bm/bam bn/ben bo/bod br/bre bs/bos/bos_Latn ca/cat ce/che co/cos cs/ces cv/chv cy/cym da/dan
 de/deu dv/div dz/dzo ee/ewe el/ell en/eng eo/epo es/spa et/est/ekk eu/eus fa/pes/fas ff/fuv/ful
@@ -57,6 +56,7 @@ te/tel tg/tgk th/tha ti/tir tk/tuk/tuk_Latn tl/fil/tgl tn/tsn to/ton tr/tur ts/t
 ty/tah ug/uig uk/ukr ur/urd uz/uzn/uzb/uzb_Latn ve/ven vi/vie wa/wln wo/wol xh/xho yi/ji/ydd/yid
 yo/yor zh/zho_Hans/zho/cmn_Hans/cmn zu/zul
 """
+NAMES = {name: group.split("/") for group in GROUPS.split() for name in group.split("/")}
 
 
 def get_args(argv=None):
@@ -76,7 +76,7 @@ def get_args(argv=None):
     flag("--max-new-tokens", type=int, default=256, help="longest translation (default: 256)")
     flag("--batch-tokens", type=int, help=f"lower it if memory runs out (default: {BATCH_TOKENS})")
     flag("--skip", action="store_true", help="--merge: leave out rows without a translation")
-    flag("--force", action="store_true", help="replace a file even if rows of it are lost")
+    flag("--force", action="store_true", help="replace a file with other rows")
     flag("--device", help="cuda, cuda:1, mps or cpu (default: first accelerator, else cpu)")
     flag("--amp", choices=("off", "bf16", "fp16"), help="mixed precision (default: as in step 1)")
     args = p.parse_args(argv)
@@ -87,23 +87,16 @@ def get_args(argv=None):
 
 
 # The model and its languages
-def names_of(lang):
-    """Return the names that models have for a language, the given one first."""
-    groups = [group.split("/") for group in NAMES.split()]
-    return [lang, *next((group for group in groups if lang in group), [])]
-
-
 def find_code(codes, lang):
     """Return the code that means `lang`: one of its names, or the only one that begins with one."""
-    names = names_of(lang)
+    names = [lang, *NAMES.get(lang, [])]
     found = [name for name in names if name in codes][:1]
     found = found or [code for code in codes if code.split("_")[0] in names]
     if len(found) == 1:
         return found[0]
-    close = " ".join(found or sorted(code for code in codes if code[0] == lang[0]))
-    raise UserError(
-        f"{lang} is {len(found)} of the model's codes; give --lang-code (close: {close})"
-    )
+    close = found or sorted(code for code in codes if code[0] == lang[0]) or sorted(codes)[:9]
+    count = f"{len(found) or 'none'} of the model's {len(codes)} language codes"
+    raise UserError(f"{lang}: {count} fit; give one with --lang-code, such as {' '.join(close)}")
 
 
 def language_table(tokenizer):
@@ -127,7 +120,11 @@ def load_model(name, texts):
         tokenizer = AutoTokenizer.from_pretrained(name)
         model, loaded = AutoModelForSeq2SeqLM.from_pretrained(name, **options)
         folder = Path(cached_file(name, "config.json")).parent  # of a hub name: the local snapshot
-        use_own_file(tokenizer, folder / "tokenizer.json")
+        file = folder / "tokenizer.json"
+        if file.exists() and hasattr(tokenizer, "backend_tokenizer"):
+            own = Tokenizer.from_file(str(file))  # with parts that classes such as T5's lack
+            for part in ("model", "normalizer", "pre_tokenizer", "post_processor", "decoder"):
+                setattr(tokenizer.backend_tokenizer, part, getattr(own, part))
         if missing := sorted(loaded["missing_keys"]):  # tied weights are not among them
             raise ValueError(f"its file lacks {len(missing)} weights, such as {missing[0]}")
         rows, unknown = tokenizer(texts, padding=True).input_ids, tokenizer.unk_token_id
@@ -141,15 +138,6 @@ def load_model(name, texts):
     paths = sorted(path for path in folder.iterdir() if path.suffix in kinds)
     files = [np.memmap(path, mode="r") for path in paths if path.stat().st_size]
     return model, tokenizer, digest_of(*(hashlib.sha256(file).digest() for file in files))
-
-
-def use_own_file(tokenizer, file):
-    """Make a tokenizer split texts as its tokenizer.json does. transformers builds some classes, such
-    as T5's, without the file's unknown token, byte fallback or normalisation."""
-    if file.exists() and hasattr(tokenizer, "backend_tokenizer"):
-        own = Tokenizer.from_file(str(file))
-        for part in ("model", "normalizer", "pre_tokenizer", "post_processor", "decoder"):
-            setattr(tokenizer.backend_tokenizer, part, getattr(own, part))
 
 
 class Translator:
@@ -166,19 +154,14 @@ class Translator:
         self.options = {"num_beams": args.beams, "do_sample": False, "max_new_tokens": self.longest}
 
         codes, form = language_table(self.tokenizer)
-        if not codes:
-            self.prefix, self.code = "", getattr(self.tokenizer, "target_lang", None) or args.lang
-            if args.lang_code or self.code not in names_of(args.lang):
-                warn(f"{args.model} has no language codes: it translates into {self.code!r} only")
-            return
-        self.code = in_source = find_code(codes, args.lang_code or args.lang)
+        one = getattr(self.tokenizer, "target_lang", None) or args.lang  # if there are no codes
+        self.code = in_source = find_code(codes or [one], args.lang_code or args.lang)
         self.prefix = form.format(self.code)
-        if not form:
+        if codes and not form:
             self.options["forced_bos_token_id"] = codes[self.code]
             self.tokenizer.src_lang = in_source = find_code(codes, "en")
-        if codes[in_source] not in self.tokenizer(f"{self.prefix}a").input_ids:
-            problem = f"its tokenizer does not write {in_source} into a source"
-            raise UserError(f"--model {args.model}: {problem}; give another model")
+        if codes and codes[in_source] not in self.tokenizer(f"{self.prefix}a").input_ids:
+            raise UserError(f"--model {args.model}: {in_source} is not in its tokenized sources")
 
     @torch.no_grad()
     def generate(self, sentences):
@@ -202,9 +185,7 @@ def compose(text):
 
 
 def translate(sentences, done, path, translator, budget=None):
-    """Add to `done` what it lacks, {sentence: [translation, whether it was cut]}, and save it to `path`.
-
-    Chunks have fixed ends, so that a resumed run has equal batches."""
+    """Add what `done` lacks, and save it. A resumed run has equal batches: chunks have fixed ends."""
     left, budget = len({*sentences} - {*done}), budget or BATCH_TOKENS[translator.device.type]
     with bar(desc="translate", total=left, unit="sentence") as progress:
         for start in range(0, len(sentences), CHUNK):
@@ -234,19 +215,20 @@ def load_rows(args):
     return header, dict(rows[i] for i in fixed_order(len(rows))[: args.n or DEFAULT_N])
 
 
-def tsv(table):
-    return "".join("\t".join(cells) + "\n" for cells in table)
+def tsv(header, table):
+    return "".join("\t".join(cells) + "\n" for cells in [header, *table]).encode()
 
 
 def write_target(path, header, table, force):
-    """Write translated.tsv in an order of which step 2 takes the first n rows of `table`. Raises
-    UserError if rows that it has would be lost, unless `force`."""
-    order = np.argsort(fixed_order(len(table)))
-    content = tsv([header, *(table[i] for i in order)])
-    lost = set(read_lines(path) if path.exists() else []).difference(content.split("\n"))
-    if lost and not force:
-        raise UserError(f"{path}: {len(lost)} lines would be lost; move it away, or add --force")
-    write_atomic(path, content.encode())
+    """Write translated.tsv so that the first n rows for step 2 are the first n of `table`."""
+
+    def content(rows):
+        return tsv(header, [rows[i] for i in np.argsort(fixed_order(len(rows)))])
+
+    old = path.read_bytes() if path.exists() and not force else tsv(header, [])
+    if old != content(table[: old.count(b"\n") - 1]):
+        raise UserError(f"{path} has other rows than these; move it away, or add --force")
+    write_atomic(path, content(table))
 
 
 def doubts_of(sources, translations):
@@ -278,46 +260,43 @@ def export(args, header, rows):
     if Path(args.export).exists() and not args.force:
         raise UserError(f"{args.export} exists; give another name, or add --force")
     width = len(header) // 2 + 1
-    content = tsv([["id", *header[:width]], *([key, *row] for key, row in rows.items())])
-    write_atomic(args.export, content.encode())
-    say(f"export | {len(rows)} rows, {len(content):,} characters -> {args.export}")
-    column = " and ".join(header[width:])
-    say(f"add the column {column} and read the file back with --merge and --n {len(rows)}")
+    content = tsv(["id", *header[:width]], [[key, *row] for key, row in rows.items()])
+    write_atomic(args.export, content)
+    say(f"export | {len(rows)} rows, {len(content):,} bytes -> {args.export}")
+    added = " and ".join(header[width:])
+    say(f"add {added}, and read the file back with --merge and --n {len(rows)}")
 
 
 def merge(args, header, rows):
     """Return the rows of an exported file handed back, after checking each line."""
     columns, *lines = [line.split("\t") for line in read_lines(args.merge)]
-    names = ["id", *header[1:]]
+    names, half = ["id", *header[1:]], len(header) // 2
     if any(columns.count(name) != 1 for name in names):
         raise UserError(f"{args.merge}:1: columns {columns}; it needs each of {names} once")
-    left, table = dict(rows), {}
+    found = {}
     for number, cells in enumerate(lines, 2):
         where = f"{args.merge}:{number}"
         if len(cells) != len(columns):
             raise UserError(f"{where}: {len(cells)} columns, not {len(columns)}; one row per line")
         cell = dict(zip(columns, map(compose, cells)))
         key, *texts = [cell[name] for name in names]
-        if key not in left:
-            hint = "leave the ids as exported, and give the --n of the export"
+        if key not in rows or key in found:
+            hint = "leave ids as exported, and give the --n of the export"
             raise UserError(f"{where}: id {key!r} is unknown or occurs twice; {hint}")
-        row = left.pop(key)
-        exported, half = [compose(text) for text in row[1:]], len(row) - 1
-        if texts[:half] != exported:
-            hint = "leave texts as exported, without quotes around them"
-            raise UserError(f"{where}: {texts[:half]} is {exported} in train.tsv; {hint}")
-        if all(texts):
-            table[key] = (*row, *texts[half:])
-    lacking = [key for key in rows if key not in table]
+        if texts[:half] != [compose(text) for text in rows[key][1:]]:
+            hint = "leave it as exported, without quotes around it"
+            raise UserError(f"{where}: {texts[0][:40]!r} is another text than in train.tsv; {hint}")
+        found[key] = texts[half:]
+    lacking = [key for key in rows if not all(found.get(key, [""]))]
     if lacking and not args.skip:
         problem = f"{len(lacking)} of {len(rows)} rows have no translation, ids {lacking[:5]}"
         hint = "fill them in, give the --n of the export, or leave them out with --skip"
         raise UserError(f"{args.merge}: {problem}; {hint}")
-    return [table[key] for key in rows if key in table]
+    return [(*row, *found.get(key, [""])) for key, row in rows.items()]
 
 
 def by_model(args, rows, target):
-    """Return the rows with a model's translations, without rows whose translation is empty."""
+    """Return the rows with a model's translations."""
     sentences = list(dict.fromkeys(text for row in rows.values() for text in row[1:]))
     translator = Translator(args, sentences[:1_000])
     options = args.lang, args.lang_code, args.beams, args.amp, args.max_new_tokens
@@ -326,17 +305,16 @@ def by_model(args, rows, target):
     if path.exists():
         done = json.loads(path.read_text("utf-8"))
     elif target.exists() and not args.force:
-        problem = "was not made by this model and options"
-        raise UserError(f"{target} {problem}; move it away, or add --force")
-    count = sum(text in done for text in sentences)
+        raise UserError(f"{target} is not by this model and options; move it away, or add --force")
     say(f"{translator.machine} | {args.model}: English to {translator.code}")
-    say(f"{len(rows)} rows, {len(sentences)} distinct sentences, {count} done before")
-    translate(sentences, done, path, translator, args.batch_tokens)
+    say(f"{len(rows)} rows, {len(sentences)} distinct sentences, {len(done)} done before")
+    try:
+        translate(sentences, done, path, translator, args.batch_tokens)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt("interrupted; the same command continues from the last save")
     if cut := sum(done[text][1] for text in sentences):
-        hint = "raise --max-new-tokens, or shorten long texts"
-        warn(f"{cut} translations or their sources were cut; {hint}")
-    table = [(*row, *(done[text][0] for text in row[1:])) for row in rows.values()]
-    return [row for row in table if all(row[1:])]
+        warn(f"{cut} translations or sources were cut; raise --max-new-tokens, or shorten texts")
+    return [(*row, *(done[text][0] for text in row[1:])) for row in rows.values()]
 
 
 def main(argv=None):
@@ -346,6 +324,7 @@ def main(argv=None):
         return export(args, header, rows)
     target = Path(args.data, args.task, args.lang, "translated.tsv")
     table = merge(args, header, rows) if args.merge else by_model(args, rows, target)
+    table = [row for row in table if all(row[1:])]
     if not table:
         raise UserError("no row has a translation; with --model, try --amp off")
     if lacking := len(rows) - len(table):
