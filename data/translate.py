@@ -103,8 +103,8 @@ def language_table(tokenizer):
     """Return ({code: id of its token}, form of that token if it stands before a source, else "")."""
     if table := getattr(tokenizer, "lang_code_to_id", None):  # M2M100, mBART-50
         return table, ""
-    nllb, opus, madlad = "([a-z]{3}_[A-Z][a-z]{3})", ">>(.+)<<", "<2(.+)>"
-    for pattern, form in {nllb: "", opus: ">>{}<< ", madlad: "<2{}> "}.items():
+    opus, madlad, nllb = ">>(.+)<<", "<2(.+)>", "([a-z]{3}_[A-Z][a-z]{3})"
+    for pattern, form in {opus: ">>{}<< ", madlad: "<2{}> ", nllb: ""}.items():
         found = {re.fullmatch(pattern, token): i for token, i in tokenizer.get_vocab().items()}
         if table := {match[1]: i for match, i in found.items() if match}:
             return table, form
@@ -161,7 +161,9 @@ class Translator:
             self.options["forced_bos_token_id"] = codes[self.code]
             self.tokenizer.src_lang = in_source = find_code(codes, "en")
         if codes and codes[in_source] not in self.tokenizer(f"{self.prefix}a").input_ids:
-            raise UserError(f"--model {args.model}: {in_source} is not in its tokenized sources")
+            raise UserError(
+                f"--model {args.model} does not write {in_source} into a source; give another"
+            )
 
     @torch.no_grad()
     def generate(self, sentences):
@@ -173,7 +175,8 @@ class Translator:
             out = self.model.generate(**batch, **self.options, pad_token_id=pad_id)  # (B, T)
         cut = batch["attention_mask"].sum(1) >= self.tokenizer.model_max_length
         cut |= (out[:, 1:] != pad_id).sum(1) >= self.longest
-        texts = self.tokenizer.batch_decode(out, skip_special_tokens=True)
+        start = 1 + ("forced_bos_token_id" in self.options)  # M2M100's code is no special token
+        texts = self.tokenizer.batch_decode(out[:, start:], skip_special_tokens=True)
         return [[compose(text), is_cut] for text, is_cut in zip(texts, cut.tolist())]
 
 
@@ -201,9 +204,8 @@ def translate(sentences, done, path, translator, budget=None):
 
 # train.tsv, translated.tsv and the exported file
 def load_rows(args):
-    """Return (header of translated.tsv, {id: (label, text [, text_b])} of the n rows in order).
-
-    The id is the line in train.tsv. Of rows with the same text the first counts."""
+    """Return (header of translated.tsv, {id: row} of the n rows in order). The id is the line in
+    train.tsv. Of rows with the same text the first counts."""
     path = Path(args.data, args.task, "en", "train.tsv")
     rows = {}  # texts -> (id, row)
     for line, row in enumerate(read_tsv(path, *ROWS), 2):
@@ -281,17 +283,14 @@ def merge(args, header, rows):
         cell = dict(zip(columns, map(compose, cells)))
         key, *texts = [cell[name] for name in names]
         if key not in rows or key in found:
-            hint = "leave ids as exported, and give the --n of the export"
-            raise UserError(f"{where}: id {key!r} is unknown or occurs twice; {hint}")
+            raise UserError(f"{where}: id {key!r} is unknown or occurs twice; is --n the export's?")
         if texts[:half] != [compose(text) for text in rows[key][1:]]:
-            hint = "leave it as exported, without quotes around it"
-            raise UserError(f"{where}: {texts[0][:40]!r} is another text than in train.tsv; {hint}")
+            raise UserError(f"{where}: id {key!r} has another text; leave it as exported, unquoted")
         found[key] = texts[half:]
     lacking = [key for key in rows if not all(found.get(key, [""]))]
     if lacking and not args.skip:
         problem = f"{len(lacking)} of {len(rows)} rows have no translation, ids {lacking[:5]}"
-        hint = "fill them in, give the --n of the export, or leave them out with --skip"
-        raise UserError(f"{args.merge}: {problem}; {hint}")
+        raise UserError(f"{args.merge}: {problem}; fill them in, or leave them out with --skip")
     return [(*row, *found.get(key, [""])) for key, row in rows.items()]
 
 
@@ -310,6 +309,8 @@ def by_model(args, rows, target):
     say(f"{len(rows)} rows, {len(sentences)} distinct sentences, {len(done)} done before")
     try:
         translate(sentences, done, path, translator, args.batch_tokens)
+    except torch.OutOfMemoryError:
+        raise UserError(f"out of memory on {translator.device}; lower --batch-tokens or --beams")
     except KeyboardInterrupt:
         raise KeyboardInterrupt("interrupted; the same command continues from the last save")
     if cut := sum(done[text][1] for text in sentences):

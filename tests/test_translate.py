@@ -106,13 +106,9 @@ def test_each_family_and_a_larger_n(hub, data, capsys, family, source, target):
     args = "--model", hub[family], *FAST
     small, large = run(data, *args, "--n", 10), run(data, *args, "--n", 20)
     out, err = capsys.readouterr()
-    assert (
-        "20 distinct sentences, 10 done before" in out
-        and "20 translations or their sources were cut" in err
-    )
+    assert "20 distinct sentences, 10 done before" in out and "20 translations or" in err
     assert large[:10] == small and len({row[1] for row in large}) >= 10
     assert [row[:1] for row in large] == english(data, 20) and "<" not in str(large)
-    assert ("T5Tokenizer differs from" in out) == (family == "madlad")
     assert translate.compose("a <0xEA><0xB0><0x80> <0xEA>") == "a 가"
     pairs = run(data, *args, task="pair")
     assert "12 rows, 16 distinct sentences" in capsys.readouterr().out  # 4 premises
@@ -127,7 +123,7 @@ def test_each_family_and_a_larger_n(hub, data, capsys, family, source, target):
 
 def test_a_killed_run_continues_to_the_same_result(hub, data, monkeypatch):
     args, generate, calls = ["--model", hub["opus"], *FAST], translate.Translator.generate, []
-    monkeypatch.setitem(translate.CHUNK, "cpu", 8)
+    monkeypatch.setattr(translate, "CHUNK", 8)
     whole = run(data, *args)
     shutil.rmtree(data / "mood/ko")
 
@@ -145,7 +141,7 @@ def test_a_killed_run_continues_to_the_same_result(hub, data, monkeypatch):
 
     work = next((data / "mood/ko").glob("*.json"))
     work.write_text(re.sub(r'\["in [^"]*"', '[""', work.read_text("utf-8")), "utf-8")
-    rows = run(data, *args)  # empty translations are left out
+    rows = run(data, *args, "--force")  # empty translations are left out
     assert rows == [row for row in whole if not row[1].startswith("in ")] and len(rows) < 60
 
 
@@ -156,7 +152,7 @@ def test_work_belongs_to_the_content_of_a_model(hub, data, tmp_path, capsys):
     assert run(data, *args) == old and "10 done before" in capsys.readouterr().out
     weights = load_file(file)
     save_file({name: tensor.flip(0) for name, tensor in weights.items()}, file, {"format": "pt"})
-    with pytest.raises(UserError, match="was not made by this model .* --force"):
+    with pytest.raises(UserError, match="is not by this model .* --force"):
         run(data, *args)
     assert run(data, *args, "--force") != old
     del weights["model.decoder.layers.1.fc1.bias"]
@@ -169,11 +165,11 @@ def test_languages_are_found_by_their_names():
     for lang, code in {"jw": "jav", "mi": "mri", "mg": "plt", "nb": "nob", "yi": "ydd"}.items():
         assert translate.find_code(NLLB, lang)[:3] == code
     other = "an av br ce co cv dv fy gv kl kv kw la os rm se to ty ve wa"  # languages NLLB lacks
-    langs = {group.split("/")[0] for group in translate.NAMES.split()}.difference(other.split())
+    langs = {group.split("/")[0] for group in translate.GROUPS.split()}.difference(other.split())
     assert len({translate.find_code(NLLB, lang) for lang in langs}) == len(langs) == 136
     assert translate.find_code(["iw", "no"], "he") == "iw"
-    for lang, close in {"jx": "jpn_Jpan jav_Latn", "bjn": "bjn_Arab bjn_Latn"}.items():
-        with pytest.raises(UserError, match=f"--lang {lang}: .*--lang-code .close: {close}"):
+    for lang, close in {"jx": "jav_Latn jpn_Jpan", "bjn": "bjn_Arab bjn_Latn"}.items():
+        with pytest.raises(UserError, match=f"{lang}: .*--lang-code, such as {close}"):
             translate.find_code(NLLB, lang)
 
 
@@ -194,12 +190,14 @@ def test_export_and_merge_keep_order_and_compose(data):
     merge = exchange(data, "pair", 12, nfd)
     expected = [[*row, *map(cipher, row)] for row in english(data, 12, "pair")]
     assert merge() == expected and merge() == expected  # its own file may be replaced
+    with pytest.raises(UserError, match="has other rows .* --force"):
+        exchange(data, "pair", 6, lambda rows: rows)()
 
 
 MISTAKES = {
     "tsv:12: id .* occurs twice": lambda rows: [*rows, rows[1]],
-    "tsv:2: id '2.0' is not among": lambda rows: [["2.0", *row[1:]] for row in rows],
-    "tsv:2: 'b' is .*without quotes": lambda rows: [[*row[:2], "b", row[3]] for row in rows],
+    "tsv:2: id '2.0' is unknown": lambda rows: [["2.0", *row[1:]] for row in rows],
+    "tsv:2: id .* another text": lambda rows: [[*row[:2], "b", row[3]] for row in rows],
     "tsv:2: 3 columns, not 4": lambda rows: [row[:3] for row in rows],
     "2 of 10 rows have no .*--skip": lambda rows: [[*rows[0][:3], ""], *rows[2:]],
 }
@@ -223,7 +221,10 @@ def test_doubts(data, capsys):
     right = [cipher(text) for text in sources]
     for texts, match in (
         ([source.upper() for source in sources[:9]] + right[9:], "9 of 60 .* repeat"),
-        ([f"답: {text}" for text in right], "60 of 60 .* begin with '답: '"),
+        (
+            [f"물론입니다. 번역: {text}" for text in right],
+            "60 of 60 .* begin with '물론입니다. 번'",
+        ),
         (right[:20] + [f"{text} (영어에서 번역)" for text in right[20:]], "40 of 60 .* end with"),
         ([text * 9 for text in right[:3]] + right[3:], "3 of 60 .* three times too long"),
     ):
