@@ -283,14 +283,14 @@ def merge(args, header, rows):
         cell = dict(zip(columns, map(compose, cells)))
         key, *texts = [cell[name] for name in names]
         if key not in rows or key in found:
-            raise UserError(f"{where}: id {key!r} is unknown or occurs twice; is --n the export's?")
+            raise UserError(f"{where}: id {key!r} is unknown or occurs twice; use the export's --n")
         if texts[:half] != [compose(text) for text in rows[key][1:]]:
             raise UserError(f"{where}: id {key!r} has another text; leave it as exported, unquoted")
         found[key] = texts[half:]
     lacking = [key for key in rows if not all(found.get(key, [""]))]
     if lacking and not args.skip:
         problem = f"{len(lacking)} of {len(rows)} rows have no translation, ids {lacking[:5]}"
-        raise UserError(f"{args.merge}: {problem}; fill them in, or leave them out with --skip")
+        raise UserError(f"{args.merge}: {problem}; fill them in, check --n, or add --skip")
     return [(*row, *found.get(key, [""])) for key, row in rows.items()]
 
 
