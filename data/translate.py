@@ -5,20 +5,17 @@
     python data/translate.py --data data/mine --task topics --lang ko --merge rows-ko.tsv  # ... and back
 
 Reads    <data>/<task>/en/train.tsv; --merge reads the exported file with translations added.
-Writes   <data>/<task>/<lang>/translated.tsv (see data/README.md) and next to it translated.<key>.json,
-         the finished work of one model and its options. A stopped run or a larger --n continues from it.
+Writes   <data>/<task>/<lang>/translated.tsv (see data/README.md). --model also writes its finished work to
+         translated.<key>.json, from which a stopped run or a larger --n continues.
 Expect   three examples to judge, and no warning.
 
---n takes the first n rows in the fixed order of step 2's --n, and translated.tsv keeps that order. Rows
-with the same text count once. A pair task's text and text_b are translated separately. Models: opus-mt
-(Marian), NLLB, M2M100, mBART-50, MADLAD-400, others of one language pair.
+--n takes the first n rows in the fixed order of step 2's --n. Rows with the same text count once.
+Models: opus-mt (Marian), NLLB, M2M100, mBART-50, MADLAD-400, others of one language pair.
 """
 
 import argparse
-import difflib
 import hashlib
 import json
-import os
 import re
 import sys
 import unicodedata
@@ -40,10 +37,10 @@ from common import pick_device, read_lines, read_tsv, run, say, warn, write_atom
 
 DEFAULT_N = 20_000  # rows, in the middle of the paper's 5K to 50K: a day of a CPU, or a bill
 BATCH_TOKENS = {"cpu": 1_024, "cuda": 8_192, "mps": 2_048}  # small: each beam has its own logits
-CHUNK = {"cpu": 256, "cuda": 2_048, "mps": 512}  # sentences between saves: what a killed run loses
+CHUNK = 512  # sentences between saves: what a killed run loses
 
 # Names of a language: ISO 639-1 (and its withdrawn code), NLLB's, others. The first that fits counts.
-NAMES = """
+GROUPS = """
 af/afr ak/aka am/amh an/arg ar/arb/ara as/asm av/ava ay/ayr/aym az/azj/aze/aze_Latn ba/bak be/bel
 bg/bul bm/bam bn/ben bo/bod br/bre bs/bos/bos_Latn ca/cat ce/che co/cos cs/ces cv/chv cy/cym da/dan
 de/deu dv/div dz/dzo ee/ewe el/ell en/eng eo/epo es/spa et/est/ekk eu/eus fa/pes/fas ff/fuv/ful
@@ -59,6 +56,7 @@ te/tel tg/tgk th/tha ti/tir tk/tuk/tuk_Latn tl/fil/tgl tn/tsn to/ton tr/tur ts/t
 ty/tah ug/uig uk/ukr ur/urd uz/uzn/uzb/uzb_Latn ve/ven vi/vie wa/wln wo/wol xh/xho yi/ji/ydd/yid
 yo/yor zh/zho_Hans/zho/cmn_Hans/cmn zu/zul
 """
+NAMES = {name: group.split("/") for group in GROUPS.split() for name in group.split("/")}
 
 
 def get_args(argv=None):
@@ -72,16 +70,15 @@ def get_args(argv=None):
     job = p.add_mutually_exclusive_group(required=True).add_argument
     job("--model", help="translate with this model: a hub name or folder")
     job("--export", metavar="FILE", help="write the n rows with ids, to be translated elsewhere")
-    job("--merge", metavar="FILE", help="read them back, column translation [translation_b] added")
+    job("--merge", metavar="FILE", help="read them back, with a column translation [translation_b]")
     flag("--lang-code", help="the model's own code of the language (default: found by --lang)")
     flag("--beams", type=int, default=4, help="beams; 1 is faster and worse (default: 4)")
     flag("--max-new-tokens", type=int, default=256, help="longest translation (default: 256)")
-    flag("--batch-tokens", type=int, help=f"tokens per batch (default: {BATCH_TOKENS})")
+    flag("--batch-tokens", type=int, help=f"lower it if memory runs out (default: {BATCH_TOKENS})")
     flag("--skip", action="store_true", help="--merge: leave out rows without a translation")
-    flag("--force", action="store_true", help="replace a file that these settings did not make")
+    flag("--force", action="store_true", help="replace a file with other rows")
     flag("--device", help="cuda, cuda:1, mps or cpu (default: first accelerator, else cpu)")
-    amp = "mixed precision (default: bf16 if native, else fp16 on CUDA, else off)"
-    flag("--amp", choices=("off", "bf16", "fp16"), help=amp)
+    flag("--amp", choices=("off", "bf16", "fp16"), help="mixed precision (default: as in step 1)")
     args = p.parse_args(argv)
     check_flags(args)
     if args.lang == "en" and not args.export:
@@ -90,92 +87,57 @@ def get_args(argv=None):
 
 
 # The model and its languages
-def names_of(lang):
-    """Return the names that models have for a language, the given one first."""
-    groups = [group.split("/") for group in NAMES.split()]
-    return [lang, *next((group for group in groups if lang in group), [])]
-
-
-def find_code(codes, lang, flag="--lang"):
+def find_code(codes, lang):
     """Return the code that means `lang`: one of its names, or the only one that begins with one."""
-    names = names_of(lang)
+    names = [lang, *NAMES.get(lang, [])]
     found = [name for name in names if name in codes][:1]
     found = found or [code for code in codes if code.split("_")[0] in names]
     if len(found) == 1:
         return found[0]
-    heads = {code.split("_")[0]: code for code in codes if code[0] == lang[0]}
-    close = found or [heads[head] for head in difflib.get_close_matches(lang, heads, 5, 0)]
-    raise UserError(
-        f"{flag} {lang}: {len(found) or 'none'} of the model's {len(codes)} languages; give the "
-        f"model's own code with --lang-code (close: {' '.join(close) or 'none'})"
-    )
+    close = found or sorted(code for code in codes if code[0] == lang[0]) or sorted(codes)[:9]
+    count = f"{len(found) or 'none'} of the model's {len(codes)} language codes"
+    raise UserError(f"{lang}: {count} fit; give one with --lang-code, such as {' '.join(close)}")
 
 
 def language_table(tokenizer):
     """Return ({code: id of its token}, form of that token if it stands before a source, else "")."""
-    table = getattr(tokenizer, "lang_code_to_id", {})  # M2M100, mBART-50
-    for token in tokenizer.all_special_tokens if not table else ():
-        if re.fullmatch("[a-z]{3}_[A-Z][a-z]{3}", token):  # NLLB
-            table[token] = tokenizer.convert_tokens_to_ids(token)
-    if table:
+    if table := getattr(tokenizer, "lang_code_to_id", None):  # M2M100, mBART-50
         return table, ""
-    for form in (">>{}<<", "<2{}>"):  # opus-mt, MADLAD-400
-        code = re.compile(form.format("(.+)"))
-        found = ((code.fullmatch(token), i) for token, i in tokenizer.get_vocab().items())
-        if table := {match[1]: i for match, i in found if match}:
+    opus, madlad, nllb = ">>(.+)<<", "<2(.+)>", "([a-z]{3}_[A-Z][a-z]{3})"
+    for pattern, form in {opus: ">>{}<< ", madlad: "<2{}> ", nllb: ""}.items():
+        found = {re.fullmatch(pattern, token): i for token, i in tokenizer.get_vocab().items()}
+        if table := {match[1]: i for match, i in found.items() if match}:
             return table, form
     return {}, ""
 
 
-def use_own_file(tokenizer, file, texts):
-    """Replace the parts of a tokenizer that splits texts otherwise than its tokenizer.json does.
-
-    transformers builds some classes, such as T5's, from the vocabulary alone. They lose the file's
-    unknown token, byte fallback or normalisation."""
-    if not file.exists():
-        return
-    own = Tokenizer.from_file(str(file))
-    own.no_padding()
-    own.no_truncation()
-    texts = [
-        *texts,
-        "\ufb01 \u2460 \uff76\u3099 \uac00",
-    ]  # rare letters, on which they often differ
-    expected = [out.ids for out in own.encode_batch(texts, add_special_tokens=False)]
-    if tokenizer(texts, add_special_tokens=False).input_ids != expected:
-        say(f"{type(tokenizer).__name__} differs from {file}, which is used")
-        for part in ("model", "normalizer", "pre_tokenizer", "post_processor", "decoder"):
-            setattr(tokenizer.backend_tokenizer, part, getattr(own, part))
-
-
 def load_model(name, texts):
-    """Return (model in fp32, tokenizer, folder) of a hub name or folder. Raises UserError if weights
-    are missing, or a tokenizer that knows the words of `texts`."""
+    """Return (model in fp32, tokenizer, digest of its files) of a hub name or folder. Raises
+    UserError if weights are missing, or a tokenizer that knows the words of `texts`."""
     warnings.filterwarnings("ignore", message="Recommended: pip install sacremoses")
-    options = {"dtype": torch.float32, "trust_remote_code": False, "output_loading_info": True}
+    options = {"dtype": torch.float32, "output_loading_info": True}
     try:
-        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
-        folder = Path(cached_file(name, "config.json")).parent  # of a hub name: the local snapshot
-        use_own_file(tokenizer, folder / "tokenizer.json", texts)
+        tokenizer = AutoTokenizer.from_pretrained(name)
         model, loaded = AutoModelForSeq2SeqLM.from_pretrained(name, **options)
+        folder = Path(cached_file(name, "config.json")).parent  # of a hub name: the local snapshot
+        file = folder / "tokenizer.json"
+        if file.exists() and hasattr(tokenizer, "backend_tokenizer"):
+            own = Tokenizer.from_file(str(file))  # with parts that classes such as T5's lack
+            for part in ("model", "normalizer", "pre_tokenizer", "post_processor", "decoder"):
+                setattr(tokenizer.backend_tokenizer, part, getattr(own, part))
         if missing := sorted(loaded["missing_keys"]):  # tied weights are not among them
             raise ValueError(f"its file lacks {len(missing)} weights, such as {missing[0]}")
         rows, unknown = tokenizer(texts, padding=True).input_ids, tokenizer.unk_token_id
         if sum(ids.count(unknown) for ids in rows) > len(" ".join(texts).split()) / 2:
             raise ValueError("its tokenizer does not know most words; are its files complete?")
     except Exception as err:  # hub, files and classes raise many types
-        why = " ".join(str(err).split()).split(". ")[0][:200]
+        reason = " ".join(str(err).split()).split(". ")[0][:200]
         hint = "give a translation model; some need pip install sentencepiece protobuf"
-        raise UserError(f"--model {name}: {why}; {hint}")
-    return model, tokenizer, folder
-
-
-def model_digest(folder):
-    """Return the digest of the files in a model's folder on which translations depend."""
+        raise UserError(f"--model {name}: {reason}; {hint}")
     kinds = ".json", ".safetensors", ".bin", ".model", ".spm"
     paths = sorted(path for path in folder.iterdir() if path.suffix in kinds)
     files = [np.memmap(path, mode="r") for path in paths if path.stat().st_size]
-    return digest_of(*(hashlib.sha256(file).digest() for file in files))
+    return model, tokenizer, digest_of(*(hashlib.sha256(file).digest() for file in files))
 
 
 class Translator:
@@ -183,108 +145,67 @@ class Translator:
 
     def __init__(self, args, texts):
         self.device, self.dtype, self.machine = pick_device(args)
-        self.model, self.tokenizer, self.folder = load_model(args.model, texts)
+        self.model, self.tokenizer, self.digest = load_model(args.model, texts)
         self.model.to(self.device).eval()
         positions = getattr(self.model.config, "max_position_embeddings", None) or 512
-        self.max_len = min(positions, self.tokenizer.model_max_length)  # tokens of a source
-        self.options = {"num_beams": args.beams, "do_sample": False}
-        self.options["max_new_tokens"] = min(args.max_new_tokens, positions - 1)
+        self.tokenizer.model_max_length = min(positions, self.tokenizer.model_max_length)
+        self.tokenizer.padding_side = "right"
+        self.longest = min(args.max_new_tokens, positions - 1)
+        self.options = {"num_beams": args.beams, "do_sample": False, "max_new_tokens": self.longest}
 
-        self.prefix, self.code = "", "its one language"
         codes, form = language_table(self.tokenizer)
-        if not codes:
-            target = getattr(self.tokenizer, "target_lang", None) or args.lang
-            if args.lang_code or target not in names_of(args.lang):
-                warn(f"{args.model} has no language codes: it translates into {target!r} only")
-            return
-        flag = "--lang-code" if args.lang_code else "--lang"
-        self.code = needed = find_code(codes, args.lang_code or args.lang, flag)
-        if form:
-            self.prefix = form.format(self.code) + " "
-        else:
+        one = getattr(self.tokenizer, "target_lang", None) or args.lang  # if there are no codes
+        self.code = in_source = find_code(codes or [one], args.lang_code or args.lang)
+        self.prefix = form.format(self.code)
+        if codes and not form:
             self.options["forced_bos_token_id"] = codes[self.code]
-            self.tokenizer.src_lang = needed = find_code(codes, "en")
-        if codes[needed] not in self.tokenizer(f"{self.prefix}a").input_ids:
-            why = f"its tokenizer does not write {needed} into a source; give another model"
-            raise UserError(f"--model {args.model}: {why}")
+            self.tokenizer.src_lang = in_source = find_code(codes, "en")
+        if codes and codes[in_source] not in self.tokenizer(f"{self.prefix}a").input_ids:
+            raise UserError(
+                f"--model {args.model} does not write {in_source} into a source; give another"
+            )
 
     @torch.no_grad()
     def generate(self, sentences):
         """Translate a batch; return [[translation, whether it or its source was cut], ...]."""
-        pad_id, options = self.tokenizer.pad_token_id, {"padding_side": "right", "padding": True}
-        options |= {"truncation": True, "max_length": self.max_len, "return_tensors": "pt"}
-        batch = self.tokenizer([self.prefix + text for text in sentences], **options)
+        texts, pad_id = [self.prefix + text for text in sentences], self.tokenizer.pad_token_id
+        batch = self.tokenizer(texts, padding=True, truncation=True, return_tensors="pt")
         batch = {name: batch[name].to(self.device) for name in ("input_ids", "attention_mask")}
         with torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not None):
             out = self.model.generate(**batch, **self.options, pad_token_id=pad_id)  # (B, T)
-        cut = batch["attention_mask"].sum(1) >= self.max_len
-        cut |= (out[:, 1:] != pad_id).sum(1) >= self.options["max_new_tokens"]
-        skip = 2 if "forced_bos_token_id" in self.options else 1  # tokens that start a translation
-        texts = self.tokenizer.batch_decode(out[:, skip:], skip_special_tokens=True)
+        cut = batch["attention_mask"].sum(1) >= self.tokenizer.model_max_length
+        cut |= (out[:, 1:] != pad_id).sum(1) >= self.longest
+        start = 1 + ("forced_bos_token_id" in self.options)  # M2M100's code is no special token
+        texts = self.tokenizer.batch_decode(out[:, start:], skip_special_tokens=True)
         return [[compose(text), is_cut] for text, is_cut in zip(texts, cut.tolist())]
 
 
 def compose(text):
-    """Return text composed (NFC), white space as one space, tokens such as <0xEA> as their bytes."""
+    """Return text in NFC, with single spaces, and with tokens such as <0xEA> as their bytes."""
     spell = lambda found: bytes.fromhex(re.sub("<0x|>", "", found[0])).decode("utf-8", "ignore")
     text = re.sub("(<0x[0-9A-F]{2}>)+", spell, text)
     return unicodedata.normalize("NFC", " ".join(text.split()))
 
 
-class Work:
-    """Finished work of one model and its options, kept in translated.<key>.json.
-
-    done: sentence -> [translation, whether it was cut]; wrote: digests of the files written."""
-
-    def __init__(self, args, **settings):
-        self.target = Path(args.data, args.task, args.lang, "translated.tsv")
-        key = digest_of(json.dumps(settings, sort_keys=True).encode())[:8]
-        self.path = self.target.with_name(f"translated.{key}.json")
-        self.record = {"settings": settings, "done": {}, "wrote": []}
-        if self.path.exists():
-            self.record = json.loads(self.path.read_text("utf-8"))
-        self.done = self.record["done"]
-        old = [digest_of(self.target.read_bytes())] if self.target.exists() else []
-        if not args.force and not set(old) <= set(self.record["wrote"]):
-            why = "was not made by this model and options, or was changed since"
-            raise UserError(f"{self.target} {why}; move it away, or replace it with --force")
-
-    def save(self):
-        write_atomic(self.path, json.dumps(self.record, ensure_ascii=False).encode())
-
-    def write_target(self, header, pairs):
-        """Write (row, translations) pairs so that the first n that step 2 takes are the first n."""
-        table = [None] * len(pairs)
-        for place, (row, translations) in zip(fixed_order(len(pairs)), pairs):
-            table[place] = [*row, *translations]
-        content = tsv([header, *table])
-        self.record["wrote"].append(digest_of(content))
-        self.save()  # first, so that a kill in between does not lead to --force
-        write_atomic(self.target, content)
-
-
-def translate(sentences, work, translator, budget=None):
-    """Translate what `work` lacks. Chunks have fixed ends, so that a resumed run has equal batches."""
-    device = translator.device.type
-    size, budget = CHUNK[device], budget or BATCH_TOKENS[device]
-    left = sum(text not in work.done for text in sentences)
+def translate(sentences, done, path, translator, budget=None):
+    """Add what `done` lacks, and save it. A resumed run has equal batches: chunks have fixed ends."""
+    left, budget = len({*sentences} - {*done}), budget or BATCH_TOKENS[translator.device.type]
     with bar(desc="translate", total=left, unit="sentence") as progress:
-        for start in range(0, len(sentences), size):
-            chunk = [text for text in sentences[start : start + size] if text not in work.done]
+        for start in range(0, len(sentences), CHUNK):
+            chunk = [text for text in sentences[start : start + CHUNK] if text not in done]
             # about 3 letters per English token, and room to generate: 32 tokens for a short text
             for index in batches([len(text) // 3 + 32 for text in chunk], budget):
                 batch = [chunk[i] for i in index]
-                work.done.update(zip(batch, translator.generate(batch)))
+                done.update(zip(batch, translator.generate(batch)))
                 progress.update(len(index))
             if chunk:
-                work.save()
+                write_atomic(path, json.dumps(done, ensure_ascii=False).encode())
 
 
 # train.tsv, translated.tsv and the exported file
 def load_rows(args):
-    """Return (header of translated.tsv, {id: (label, text [, text_b])} of the n rows in order).
-
-    The id is the line in train.tsv. Of rows with the same text the first counts."""
+    """Return (header of translated.tsv, {id: row} of the n rows in order). The id is the line in
+    train.tsv. Of rows with the same text the first counts."""
     path = Path(args.data, args.task, "en", "train.tsv")
     rows = {}  # texts -> (id, row)
     for line, row in enumerate(read_tsv(path, *ROWS), 2):
@@ -296,108 +217,105 @@ def load_rows(args):
     return header, dict(rows[i] for i in fixed_order(len(rows))[: args.n or DEFAULT_N])
 
 
-def tsv(table):
-    return "".join("\t".join(cells) + "\n" for cells in table).encode()
+def tsv(header, table):
+    return "".join("\t".join(cells) + "\n" for cells in [header, *table]).encode()
+
+
+def write_target(path, header, table, force):
+    """Write translated.tsv so that the first n rows for step 2 are the first n of `table`."""
+
+    def content(rows):
+        return tsv(header, [rows[i] for i in np.argsort(fixed_order(len(rows)))])
+
+    old = path.read_bytes() if path.exists() and not force else tsv(header, [])
+    if old != content(table[: old.count(b"\n") - 1]):
+        raise UserError(f"{path} has other rows than these; move it away, or add --force")
+    write_atomic(path, content(table))
 
 
 def doubts_of(sources, translations):
-    """Return warnings about copied, equal, too long or short translations, and an LLM's preamble."""
-    pairs, doubts = dict(zip(sources, translations)), []
-
-    def doubt(texts, words):
-        if len(texts) > max(2, 0.02 * len(pairs)):  # fewer are normal
-            doubts.append(f"{len(texts)} of {len(pairs)} translations {words}")
-
-    def shared(texts, share):  # the longest beginning that this share of the texts has
-        texts, count = sorted(texts), max(5, int(share * len(texts)))
-        return max(map(os.path.commonprefix, zip(texts, texts[count - 1 :])), key=len, default="")
-
-    doubt([b for a, b in pairs.items() if a.casefold() in b.casefold()], "repeat their source")
+    """Return warnings about translations that are copied, the same, of odd length, or that begin or
+    end alike although their sources do not, as with an LLM's preamble."""
+    pairs = dict(zip(sources, translations))
     text, count = Counter(pairs.values()).most_common(1)[0]
-    doubt([text] * count, f"are the same, {text[:50]!r}")
     ratio = median(len(b) / len(a) for a, b in pairs.items())
     odd = [b for a, b in pairs.items() if not 1 / 3 < (len(b) + 20) / (ratio * len(a) + 20) < 3]
-    doubt(odd, f"are three times too long or short, such as {''.join(odd[:1])[:50]!r}")
-    everywhere = Counter(word for a in pairs for word in set(a.split()))
-    for place, step, least in (("begin", 1, 1), ("end", -1, 10)):
-        source_of = {b[::step]: a for a, b in pairs.items()}
-        # share of the translations -> length that natural language does not share
-        for share, length in {0.9: 1, 0.5: 3, 0.2: 8, 0.1: 10, 0.05: 16}.items():
-            words = shared(source_of, share)
-            if len(words) < max(length, least):
-                continue
-            group = [a for b, a in source_of.items() if b.startswith(words)]
-            own = max(len(shared([a[::way] for a in group], 0.5)) for way in (1, -1))
-            inside = Counter(word for a in group for word in set(a.split()))
-            usual = {w: max(0.5, 2 * everywhere[w] / len(pairs)) * len(group) for w in inside}
-            explained = any(inside[word] > usual[word] for word in inside)
-            if len(words) > 1.5 * ratio * own and not explained:
-                doubt(group, f"{place} with {words[::step][:50]!r}")
-                break
-    return doubts
+    counts = {
+        "repeat their source": sum(a.casefold() in b.casefold() for a, b in pairs.items()),
+        f"are the same, {text[:50]!r}": count,
+        f"are three times too long or short, such as {' '.join(odd)[:50]!r}": len(odd),
+    }
+    source_of = {b: a for a, b in pairs.items()}
+    for place, part in {"begin": slice(8), "end": slice(-8, None)}.items():
+        edge, count = Counter(b[part] for b in source_of).most_common(1)[0]
+        group = [a for b, a in source_of.items() if b[part] == edge]
+        alike = Counter(side for a in group for side in {a[:8], a[-8:]}).most_common(1)[0][1]
+        if count > 0.2 * len(pairs) and alike < count / 2:  # natural texts: at most 8%
+            counts[f"{place} with {edge!r}"] = count
+    many = max(2, 0.02 * len(pairs))  # fewer are normal
+    return [f"{n} of {len(pairs)} translations {words}" for words, n in counts.items() if n > many]
 
 
 # The three jobs
 def export(args, header, rows):
     """Write the n rows with their ids: the first 5000 of 20000 are those of --n 5000."""
     if Path(args.export).exists() and not args.force:
-        raise UserError(f"{args.export} exists; give another name, or --force")
-    width, size = len(header) // 2 + 1, sum(len(text) for row in rows.values() for text in row[1:])
-    table = [["id", *header[:width]], *([key, *row] for key, row in rows.items())]
-    write_atomic(args.export, tsv(table))
-    say(f"export | {len(rows)} rows, {size:,} characters -> {args.export}")
-    column = " and ".join(header[width:])
-    say(f"add the column {column} and read the file back with --merge and --n {len(rows)}")
+        raise UserError(f"{args.export} exists; give another name, or add --force")
+    width = len(header) // 2 + 1
+    content = tsv(["id", *header[:width]], [[key, *row] for key, row in rows.items()])
+    write_atomic(args.export, content)
+    say(f"export | {len(rows)} rows, {len(content):,} bytes -> {args.export}")
+    added = " and ".join(header[width:])
+    say(f"add {added}, and read the file back with --merge and --n {len(rows)}")
 
 
 def merge(args, header, rows):
-    """Return (Work, {id: translations}) of an exported file handed back, after checking each line."""
-    work, path = Work(args, made_by="merge"), args.merge
-    columns, *lines = [line.split("\t") for line in read_lines(path)]
-    names = ["id", *header[1:]]
-    if [name for name in names if columns.count(name) != 1]:
-        raise UserError(f"{path}:1: columns {columns}; it needs each of {names} once")
+    """Return the rows of an exported file handed back, after checking each line."""
+    columns, *lines = [line.split("\t") for line in read_lines(args.merge)]
+    names, half = ["id", *header[1:]], len(header) // 2
+    if any(columns.count(name) != 1 for name in names):
+        raise UserError(f"{args.merge}:1: columns {columns}; it needs each of {names} once")
     found = {}
     for number, cells in enumerate(lines, 2):
-        where = f"{path}:{number}"
+        where = f"{args.merge}:{number}"
         if len(cells) != len(columns):
             raise UserError(f"{where}: {len(cells)} columns, not {len(columns)}; one row per line")
         cell = dict(zip(columns, map(compose, cells)))
         key, *texts = [cell[name] for name in names]
         if key not in rows or key in found:
-            why = "occurs twice" if key in found else f"is not among the {len(rows)} rows"
-            hint = "leave the ids as exported, and give the --n of the export"
-            raise UserError(f"{where}: id {key!r} {why}; {hint}")
-        row = rows[key][1:]
-        for text, exported in zip(texts, row):
-            if text != compose(exported):
-                why = f"{text[:40]!r} is {exported[:40]!r} in train.tsv"
-                raise UserError(f"{where}: {why}; leave it as exported, without quotes around it")
-        found[key] = texts[len(row) :]
-    return work, found
+            raise UserError(f"{where}: id {key!r} is unknown or occurs twice; use the export's --n")
+        if texts[:half] != [compose(text) for text in rows[key][1:]]:
+            raise UserError(f"{where}: id {key!r} has another text; leave it as exported, unquoted")
+        found[key] = texts[half:]
+    lacking = [key for key in rows if not all(found.get(key, [""]))]
+    if lacking and not args.skip:
+        problem = f"{len(lacking)} of {len(rows)} rows have no translation, ids {lacking[:5]}"
+        raise UserError(f"{args.merge}: {problem}; fill them in, check --n, or add --skip")
+    return [(*row, *found.get(key, [""])) for key, row in rows.items()]
 
 
-def by_model(args, header, rows):
-    """Return (Work, {id: translations}) of a translation model."""
+def by_model(args, rows, target):
+    """Return the rows with a model's translations."""
     sentences = list(dict.fromkeys(text for row in rows.values() for text in row[1:]))
     translator = Translator(args, sentences[:1_000])
-    settings = {name: getattr(args, name) for name in ("lang", "lang_code", "beams", "amp")}
-    settings |= {"model": model_digest(translator.folder), "max_new_tokens": args.max_new_tokens}
-    work = Work(args, **settings)
-    done = sum(text in work.done for text in sentences)
+    options = args.lang, args.lang_code, args.beams, args.amp, args.max_new_tokens
+    key = digest_of(translator.digest.encode(), repr(options).encode())[:8]
+    path, done = target.with_name(f"translated.{key}.json"), {}
+    if path.exists():
+        done = json.loads(path.read_text("utf-8"))
+    elif target.exists() and not args.force:
+        raise UserError(f"{target} is not by this model and options; move it away, or add --force")
     say(f"{translator.machine} | {args.model}: English to {translator.code}")
-    say(f"{len(rows)} rows, {len(sentences)} distinct sentences, {done} done before")
+    say(f"{len(rows)} rows, {len(sentences)} distinct sentences, {len(done)} done before")
     try:
-        translate(sentences, work, translator, args.batch_tokens)
+        translate(sentences, done, path, translator, args.batch_tokens)
     except torch.OutOfMemoryError:
         raise UserError(f"out of memory on {translator.device}; lower --batch-tokens or --beams")
     except KeyboardInterrupt:
         raise KeyboardInterrupt("interrupted; the same command continues from the last save")
-    if cut := sum(work.done[text][1] for text in sentences):
-        hint = f"raise --max-new-tokens {args.max_new_tokens}"
-        hint += f", or shorten texts of over {translator.max_len} tokens"
-        warn(f"{cut} translations or their sources were cut; {hint}")
-    return work, {key: [work.done[text][0] for text in row[1:]] for key, row in rows.items()}
+    if cut := sum(done[text][1] for text in sentences):
+        warn(f"{cut} translations or sources were cut; raise --max-new-tokens, or shorten texts")
+    return [(*row, *(done[text][0] for text in row[1:])) for row in rows.values()]
 
 
 def main(argv=None):
@@ -405,22 +323,22 @@ def main(argv=None):
     header, rows = load_rows(args)
     if args.export:
         return export(args, header, rows)
-    work, found = (merge if args.merge else by_model)(args, header, rows)
-    lacking = [key for key in rows if not all(found.get(key, [""]))]
-    pairs = [(row, found[key]) for key, row in rows.items() if all(found.get(key, [""]))]
-    if not pairs or (lacking and args.merge and not args.skip):
-        why = f"{len(lacking)} of {len(rows)} rows have no translation, ids {' '.join(lacking[:5])}"
-        hint = "fill them in, give the --n of the export, or leave them out with --skip"
-        raise UserError(f"{args.merge}: {why}; {hint}" if args.merge else f"{why}; try --amp off")
-    if lacking:
-        warn(f"{len(lacking)} of {len(rows)} rows are left out, since they have no translation")
-    work.write_target(header, pairs)
-    for row, translations in pairs[:3]:
-        say(f"  {' / '.join(row[1:])}\n    -> {' / '.join(translations)}")
-    both = [pair for row, translations in pairs for pair in zip(row[1:], translations)]
-    for doubt in doubts_of(*zip(*both)):
+    target = Path(args.data, args.task, args.lang, "translated.tsv")
+    table = merge(args, header, rows) if args.merge else by_model(args, rows, target)
+    table = [row for row in table if all(row[1:])]
+    if not table:
+        raise UserError("no row has a translation; with --model, try --amp off")
+    if lacking := len(rows) - len(table):
+        warn(f"{lacking} of {len(rows)} rows are left out, since they have no translation")
+    write_target(target, header, table, args.force)
+    half = 1 + len(header) // 2
+    for row in table[:3]:
+        say(f"  {' / '.join(row[1:half])}\n    -> {' / '.join(row[half:])}")
+    sources = [text for row in table for text in row[1:half]]
+    translations = [text for row in table for text in row[half:]]
+    for doubt in doubts_of(sources, translations):
         warn(f"{doubt}; translate such rows again, or leave them out (--merge --skip)")
-    say(f"{len(pairs)} rows -> {work.target}")
+    say(f"{len(table)} rows -> {target}")
 
 
 if __name__ == "__main__":
