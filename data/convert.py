@@ -58,27 +58,25 @@ def read_json(text, path):
         raise UserError(f"{path}:{getattr(err, 'lineno', 1)}: {what} or in one list")
 
 
-def read_as(lines, mark, quoting):
+def read_as(lines, mark, quoting, names):
     """Return (columns, rows, end, swallows): the rows up to the first that does not fit, and its line.
 
-    A row fits if it is as wide as the header and its quotes end. `swallows` is the line of a row that
-    holds several lines that look like rows, or 0.
+    A row fits if it is as wide as the header, which holds `names`, and its quotes end. `swallows` is
+    the line of a row that holds several lines that look like rows, or 0.
     """
     reader = csv.reader(lines, delimiter=mark, quoting=quoting, strict=True)
-    rows, start, swallows = [], 1, 0
+    columns, rows, start, swallows = [], [], 1, 0
     with contextlib.suppress(csv.Error):
         for cells in reader:
             if any(map(str.strip, cells)):
-                rows.append(cells)
-                if len(cells) != len(rows[0]):
+                columns = columns or [" ".join(cell.split()) for cell in cells]
+                if len(cells) != len(columns) or not {*names} <= {*columns, None}:
                     break
-                own = [
-                    line for line in lines[start - 1 : reader.line_num] if mark + " " not in line
-                ]
-                if [line.count(mark) for line in own].count(len(cells) - 1) > 1:
+                rows.append(cells)
+                own = [line.replace(mark + " ", "") for line in lines[start - 1 : reader.line_num]]
+                if [line.count(mark) for line in own].count(len(cells) - 1) > 1:  # a, b is prose
                     swallows = swallows or start
             start = reader.line_num + 1
-    columns = [" ".join(cell.split()) for cell in (rows or [[]])[0]]
     return columns, rows[1:], start, swallows
 
 
@@ -98,7 +96,7 @@ def read_csv(text, path, names):
     ways = (lines, csv.QUOTE_MINIMAL), (doubled, csv.QUOTE_MINIMAL), (lines, csv.QUOTE_NONE)
     score = (-1,)
     for mark, option in product(marks, ways):
-        reading = read_as(option[0], mark, option[1])
+        reading = read_as(option[0], mark, option[1], names)
         this = len({*names} & {*reading[0]}), reading[2], not reading[3]
         if this > score:
             score, way, (columns, rows, end, swallows) = this, option, reading

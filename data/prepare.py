@@ -264,7 +264,7 @@ def main(argv=None):
     flag = p.add_argument
     flag("task", choices=TASKS, help="task to prepare")
     languages = "; ".join(f"{task}: {listed}" for task, (_, listed) in TASKS.items())
-    flag("--lang", required=True, help=f"target language ({languages})")
+    flag("--lang", required=True, help=f"target language ({languages}; ? is any letter)")
     flag("--by", choices=["people", "machine"], help="who translated nolly (default: people)")
     flag("--raw", help="folder with the source files (default: download them)")
     flag("--root", default="data/real", help="folder to write to (default: %(default)s)")
