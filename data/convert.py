@@ -167,7 +167,8 @@ def select(cells, names, rename, path):
     labels = Counter(label for label, *_ in cells if label in rename or label not in MISSING)
     if lost := {*rename} - {*map(canonical, labels)}:
         raise UserError(f"--rename: no label {min(lost)!r} in {path}; it has {quoted(labels)}")
-    check_labels(rename or labels, path)
+    if not rename:
+        check_labels(labels, path)
     rows, dropped = {}, defaultdict(Counter)
     for label, *texts in cells:
         name = canonical(label)

@@ -227,15 +227,11 @@ def read_source(folder, download, name, file, only=()):
 
 def parse(source, file, text, only):
     """Return {key: (label, text, ...)}, the number of rows, and a Counter of dropped ones."""
-    lines, columns = (
-        io.StringIO(text.replace("\r\n", "\n").replace("\r", " ")),
-        source["columns"].split(),
-    )
+    columns, header = source["columns"].split(), source["header"].split() or None
+    lines = io.StringIO(text.replace("\r\n", "\n").replace("\r", " "))
     tab = "," if file.endswith(".csv") else "\t"
     quoting = csv.QUOTE_MINIMAL if source["quoted"] == "yes" else csv.QUOTE_NONE
-    records = csv.DictReader(
-        lines, source["header"].split() or None, delimiter=tab, quoting=quoting
-    )
+    records = csv.DictReader(lines, header, delimiter=tab, quoting=quoting)
     if file.endswith(".json"):
         records = map(json.loads, lines)
     # a file can have a header in spite of source["header"]

@@ -96,6 +96,8 @@ def test_spellings_of_a_number_are_one_label(go, capsys):
     assert "labels look alike: ['1', '-1']; numbers" in capsys.readouterr().err
     go(json_lines(["Good", "good", "bad"]))
     assert re.search("labels look alike: .'good'.; .* --rename", capsys.readouterr().err)
+    go(json_lines(["Good", "good", "bad"]), "--rename", "Good=good,good=good,bad=bad")
+    assert not capsys.readouterr().err
     rows = go(json_lines(["1.0", "-1.0"]), "--rename=-1=negative,1=positive")
     assert {row[0] for row in rows} == {"positive", "negative"}
     assert {row[0] for row in go(json_lines([True, "False"]))} == {"true", "false"}
