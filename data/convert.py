@@ -10,6 +10,7 @@ Expect   the number of rows read, dropped and written, and each label with its c
 """
 
 import argparse
+import contextlib
 import csv
 import io
 import json
@@ -57,69 +58,56 @@ def read_json(text, path):
         raise UserError(f"{path}:{getattr(err, 'lineno', 1)}: {what} or in one list")
 
 
-def csv_rows(lines, mark, quoting):
-    """Return [(first line, cells)] of the rows that are not empty. A broken row ends it, without cells."""
-    reader, rows, start = csv.reader(lines, delimiter=mark, quoting=quoting, strict=True), [], 1
-    try:
+def read_as(lines, mark, quoting, names):
+    """Return (columns, rows, end, swallows): the rows up to the first that does not fit, and its line.
+
+    A row fits if it is as wide as the header, which holds `names`, and its quotes end. `swallows` is
+    the line of a row that holds several lines that look like rows, or 0.
+    """
+    reader = csv.reader(lines, delimiter=mark, quoting=quoting, strict=True)
+    columns, rows, start, swallows = [], [], 1, 0
+    with contextlib.suppress(csv.Error):
         for cells in reader:
             if any(map(str.strip, cells)):
-                rows.append((start, cells))
+                columns = columns or [" ".join(cell.split()) for cell in cells]
+                if len(cells) != len(columns) or not {*names} <= {*columns, None}:
+                    break
+                rows.append(cells)
+                own = [line.replace(mark + " ", "") for line in lines[start - 1 : reader.line_num]]
+                if [line.count(mark) for line in own].count(len(cells) - 1) > 1:  # a, b is prose
+                    swallows = swallows or start
             start = reader.line_num + 1
-    except csv.Error:
-        rows.append((start, []))
-    return rows or [(1, [])]
-
-
-def lost_rows(rows, lines, mark, place):
-    """Return how many rows are held by quoted cells: lines that are rows by themselves, with a label of
-    the file in column `place` (None: there are no labels), less the rows."""
-    labels = {cells[place] for _, cells in rows} - {""} if place is not None else set()
-    parts = [line.strip("\r\n").split(mark) for line in lines]
-    parts = [cells for cells in parts if len(cells) == len(rows[0][1])]
-    return max(0, sum(place is None or cells[place] in labels for cells in parts) - len(rows))
+    return columns, rows[1:], start, swallows
 
 
 def read_csv(text, path, names):
-    """Return (columns, [{column: cell}]) by the delimiter and the quoting that fit best.
+    """Return (columns, [{column: cell}]).
 
-    The best finds the most names in the header, has the first row of another width as late as possible
-    and loses the fewest rows: a text that begins with a lone " would swallow all rows up to the next ".
+    Each delimiter and each way of quoting is a reading of the file. The best finds the most names in the
+    header, gets furthest before a row does not fit, and swallows no rows: a text that begins with a
+    lone " would swallow all rows up to the next ".
     """
     csv.field_size_limit(max(131_072, len(text)))  # a text may be longer than Python's limit
     lines, marks = list(io.StringIO(text, newline="")), ",\t;|"
     if sep := re.match(r"sep=(.)\s", text):  # a line that Excel writes and hides
         lines[0], marks = "\n", sep[1]
-    first = next((line for line in lines if line.strip()), "")
-    marks = [mark for mark in marks if mark in first] or marks[0]
     # A quote inside quotes is "" (Excel) or \" (databases), or each " is an ordinary character
     doubled = [line.replace('\\"', '""') for line in lines]
     ways = (lines, csv.QUOTE_MINIMAL), (doubled, csv.QUOTE_MINIMAL), (lines, csv.QUOTE_NONE)
-    best, wrong = ((-1,),), set()  # wrong: (names found, first line of another width)
-    for mark, way in product(marks, ways):
-        rows = csv_rows(way[0], mark, way[1])
-        columns = [" ".join(cell.split()) for cell in rows[0][1]]
-        bad = [start for start, cells in rows if len(cells) != len(columns)] + [len(lines) + 1]
-        found, lost = len({*names} & {*columns}), 0
-        if found == len({*names} - {None}) and len(bad) == 1:
-            place = columns.index(names[0]) if names[0] else None
-            lost = lost_rows(rows, lines, mark, place)
-            if place is None and way is ways[2]:  # no labels tell: count the quotes that do not end
-                cells = [cell for _, cells in rows for cell in cells]
-                lost = sum(cell.startswith('"') and not cell.endswith('"') for cell in cells)
-        wrong.add((found, bad[0]))
-        score = found, bad[0], -lost, len(columns)
-        best = (score, columns, rows, way) if score > best[0] else best
-    (found, bad, lost, _), columns, rows, way = best
-    if bad <= len(lines) and {*names} <= {*columns, None}:
-        places = " or ".join(str(line) for count, line in sorted(wrong) if count == found)
+    score = (-1,)
+    for mark, option in product(marks, ways):
+        reading = read_as(option[0], mark, option[1], names)
+        this = len({*names} & {*reading[0]}), reading[2], not reading[3]
+        if this > score:
+            score, way, (columns, rows, end, swallows) = this, option, reading
+    if end <= len(lines) and {*names} <= {*columns, None}:
         what = f"not the {len(columns)} cells of the header, or a quote that does not end"
-        raise UserError(f"{path}:{places}: {what}; correct that line")
-    if lost and way is not ways[2]:
-        start, _ = max(rows, key=lambda row: "".join(row[1]).count("\n"))
-        warn(f"{path}:{start}: a quoted cell holds lines that look like rows; check its quotes")
+        raise UserError(f"{path}:{end}: {what}; correct that line")
+    if swallows:
+        warn(f"{path}:{swallows}: quoted text holds lines that look like rows; check its quotes")
     elif way is not ways[0]:
         print(f"note: the quotes in {path} are not CSV's; check how texts with quotes came out")
-    return columns, [dict(zip(columns, cells)) for _, cells in rows[1:]]
+    return columns, [dict(zip(columns, cells)) for cells in rows]
 
 
 def clean(value):
@@ -129,7 +117,7 @@ def clean(value):
 
 
 def read(path, encoding, names):
-    """Return [[label, text, ...]]. A label in a list of one, as JSON or pandas write it, is that label."""
+    """Return [[label, text, ...]]. A list of one label, as JSON or pandas write it, is that label."""
     text = decode(path.read_bytes(), path, encoding)
     is_json = re.match(r'\s*(\[\s*)?\{\s*"', text) or "json" in path.suffix.lower()
     columns, records = read_json(text, path) if is_json else read_csv(text, path, names)
@@ -140,18 +128,15 @@ def read(path, encoding, names):
             raise UserError(f"{path}: {what}; its columns are: {listed}")
     rows = []
     for number, record in enumerate(records, 1):
-        where = f"{path}: {'object' if is_json else 'row'} {number}"
         values = [record.get(name) for name in names]
-        label, *texts = [clean(value) for value in values]
+        label, *texts = map(clean, values)
         nested = isinstance(values[0], dict) or any(isinstance(v, (dict, list)) for v in values[1:])
         if nested or re.search("[\0\ud800-\udfff]", "".join([label, *texts])):
             what = "an object, a list, a NUL or half an emoji (\\ud800 to \\udfff)"
+            where = f"{path}: {'object' if is_json else 'row'} {number}"
             raise UserError(f"{where} holds {what}; replace it by plain text")
-        if re.fullmatch(r"\[.*\]", label):
-            parts = re.findall(r"""'[^']*'|"[^"]*"|[^\s,;|]+""", label[1:-1]) or [""]
-            if len(parts) > 1:
-                raise UserError(f"{where}: several labels per row: {label[:60]}; keep one per row")
-            label = clean(parts[0].strip("'\""))
+        if re.fullmatch(r"\[.*\]", label) and not re.search(r"""[,;|]|['"] ['"]""", label):
+            label = clean(label[1:-1].strip(" '\""))  # a list of one
         rows.append([label, *texts])
     return rows
 
@@ -163,46 +148,43 @@ def canonical(label):
     return label.casefold() if label.casefold() in ("true", "false") else label
 
 
-def check_labels(labels, names, path):
-    """Raises UserError if the file's labels look like several in one, or the new names look alike."""
-    parts = {label: {part.strip() for part in re.split("[,;|/]", label)} for label in labels}
-    seen = Counter(part for found in parts.values() for part in found)
+def check_labels(labels, path):
+    """Warn of labels that look alike. Raises UserError if the labels look like several in one."""
+    looks = Counter(canonical(label).casefold() for label in labels)
+    if alike := [look for look, count in looks.items() if count > 1]:
+        how = "numbers, true and false become one; --rename Good=good,good=good joins words"
+        warn(f"labels look alike: {alike[:12]}; {how}")
+    parts = {label: re.split(r"\s*[,;|/]\s*", label) for label in labels}
+    counts = Counter(part for found in parts.values() for part in {*found})
     for label, found in parts.items():
-        if len(found) > 1 and min(seen[part] for part in found) > 1:
+        joined = len(found) > 1 and min(counts[part] for part in found) > 1
+        if joined or re.fullmatch(r"\[.*\]", label):
             raise UserError(f"{path}: several labels per row, such as {label!r}; keep one per row")
-    looks = ["".join(unicodedata.normalize("NFKC", name).casefold().split()) for name in names]
-    if len({*looks}) < len(looks):
-        how = "make them one, and name those to keep, such as --rename Good=good,good=good,bad=bad"
-        raise UserError(f"{path}: labels look alike among {sorted(names)[:12]}; {how}")
 
 
 def select(cells, names, rename, path):
     """Return ([(label, text, ...)], {reason: Counter of what was dropped})."""
-    header, kept, dropped, rows = [clean(name) for name in names], [], defaultdict(Counter), {}
+    labels = Counter(label for label, *_ in cells if label in rename or label not in MISSING)
+    if lost := {*rename} - {*map(canonical, labels)}:
+        raise UserError(f"--rename: no label {min(lost)!r} in {path}; it has {quoted(labels)}")
+    if not rename:
+        check_labels(labels, path)
+    rows, dropped = {}, defaultdict(Counter)
     for label, *texts in cells:
+        name = canonical(label)
+        row = rename.get(name, name), *texts
         needed = [label, *texts] if names[0] and label not in rename else texts
-        if [label, *texts] == header:
+        lost = [cell for cell in needed if cell in MISSING]
+        if [label, *texts] == [clean(name) for name in names]:
             dropped["repeating the header"]["header"] += 1
-        elif lost := [cell for cell in needed if cell in MISSING]:
+        elif lost:
             dropped["without a text or label"][lost[0]] += 1
-        else:
-            kept.append((label, *texts))
-    spellings = Counter(map(canonical, {label for label, *_ in kept}))
-    if several := [label for label, count in spellings.items() if count > 1]:
-        warn(f"labels that are the same number, or true or false, become one: {several}")
-    labels = Counter(canonical(label) for label, *_ in kept)
-    if lost := [old for old in rename if old not in labels]:
-        raise UserError(f"--rename: no label {lost[0]!r} in {path}; it has {quoted(labels)}")
-    new_names = rename or {label: label for label, _ in labels.most_common()}
-    check_labels(new_names, {*new_names.values()}, path)
-    for label, *texts in kept:
-        name = new_names.get(canonical(label))
-        if name is None:
+        elif rename and name not in rename:
             dropped["with a label that --rename does not name"][label] += 1
-        elif (name, *texts) in rows:
+        elif row in rows:
             dropped["equal to an earlier row"][texts[0]] += 1
         else:
-            rows[name, *texts] = None
+            rows[row] = None
     return list(rows), dropped
 
 
@@ -250,28 +232,28 @@ def main(argv=None):
         raise UserError("each flag needs its own column; only --translation works without --label")
     if not 0 <= args.split < 1 or args.split and out.name != "train.tsv":
         raise UserError(f"--split {args.split:g}: expected a share such as 0.1, for train.tsv")
-    paths = [out, out.with_name("dev.tsv")] if args.split else [out]
-    if old := [path for path in paths if path.exists() and not args.force]:
-        raise UserError(f"{old[0]} exists; change --out, or replace it with --force")
-
     cells = read(args.file, args.encoding, names)
     rows, dropped = select(cells, names, args.rename, args.file)
-    reasons = [f"dropped {sum(c.values()):,} {why}: {quoted(c)}" for why, c in dropped.items()]
     first = list(dict.fromkeys(row[1].casefold() for row in rows))  # its rows stay in one file
     held = {first[i] for i in fixed_order(len(first))[: round(args.split * len(first))]}
-    train = [row for row in rows if row[1].casefold() not in held]
-    parts = [train, [row for row in rows if row[1].casefold() in held]][: len(paths)]
-    if not all(parts):
-        left = "; ".join([f"{len(rows):,} of {len(cells):,} rows are left", *reasons])
-        raise UserError(f"{args.file}: too few rows: {left}")
-    for path, part in zip(paths, parts):
-        write_atomic(path, "".join("\t".join(row) + "\n" for row in [header, *part]).encode())
+    files = {out: [row for row in rows if row[1].casefold() not in held]}
+    if args.split:
+        files[out.with_name("dev.tsv")] = [row for row in rows if row[1].casefold() in held]
+    reasons = [f"dropped {sum(c.values()):,} {why}: {quoted(c)}" for why, c in dropped.items()]
+    for path, part in files.items():
+        if path.exists() and not args.force:
+            raise UserError(f"{path} exists; change --out, or replace it with --force")
+        if not part:
+            left = "; ".join([f"{len(rows):,} of {len(cells):,} rows are left", *reasons])
+            raise UserError(f"{args.file}: too few rows: {left}")
 
     labels = Counter(row[0] for row in rows)
     print(f"convert | {args.file}: {len(cells):,} rows", *reasons, sep="\n")
     if args.label:
         print(f"labels: {quoted(labels)}")
-    print(*(f"-> {path}: {len(part):,} rows" for path, part in zip(paths, parts)), sep="\n")
+    for path, part in files.items():
+        write_atomic(path, "".join("\t".join(row) + "\n" for row in [header, *part]).encode())
+        print(f"-> {path}: {len(part):,} rows")
     scores = len(labels) > 10 and any(re.fullmatch(r"-?\d*\.\d+", label) for label in labels)
     if args.label and (scores or not 1 < len(labels) <= len(rows) / 10 + 2):
         what = f"number of classes in {len(rows):,} rows: {len(labels):,}"
@@ -280,11 +262,12 @@ def main(argv=None):
         warn(f"rows with the character \ufffd, lost in an earlier conversion: {broken:,}")
     if several := len(rows) - len({row[1:] for row in rows}):
         warn(f"rows whose text also has another label: {several:,}; each row should have one label")
-    task, step = shlex.quote(folder.name), "step2_align.py" if args.translation else "eval.py"
-    step = f"{step} --lang {lang}"
-    if lang == "en":
-        data = f"--data {shlex.quote(str(folder.parent))} --task {task}"
-        step = f"step1_embed.py --model intfloat/multilingual-e5-small --lr 1e-4 {data}"
+    task, step = shlex.quote(folder.name), f"eval.py --lang {lang}"
+    if args.translation:
+        step = f"step2_align.py --lang {lang}"
+    elif lang == "en":
+        step = "step1_embed.py --model intfloat/multilingual-e5-small --lr 1e-4"
+        step += f" --data {shlex.quote(str(folder.parent))} --task {task}"
     print(f"next: python {step} --out runs/{task}")
 
 

@@ -6,17 +6,7 @@
 Reads    the files of data/sources.txt, downloaded into --cache or found in --raw by the same names.
 Writes   <root>/<task>/<en or lang>/{train,dev,test}.tsv, <root>/<task>/<lang>/translated.tsv, as far as
          the sources go, once every check has passed. English files do not depend on --lang.
-Expect   the row counts below and in data/sources.txt; it counts what it drops.
-
-task       --lang               English train   other train / dev / test   translated.tsv
-nusax      jv and ten more                500   500 / 100 / 400            500, by people
-nolly      ha ig pcm yo                 1,302   410 / 100 / 500            410, by people or a machine
-sib200     quy_Latn, 203 more             701   701 / 99 / 204             701, by people
-xnli       15 languages                 4,000   none / 500 / 3,000         4,000, by people
-anli       quy and nine more            6,000   none / 80 / 750            660, by people
-nli        ko zh sw ur                392,702   none / 2,490 / 5,010       392,702, by a machine
-nli        ja                         392,702   20,073 / 2,434 / 2,508     5,000, by people
-sentiment  ko ja zh                    67,349   varies                     none: data/translate.py
+Expect   the row counts of data/sources.txt and data/README.md; it counts what it drops.
 """
 
 import argparse
@@ -56,8 +46,9 @@ FOLDERS = dict(pair.split(":") for pair in FOLDERS.split())  # language -> folde
 def parallel(read, lang, source, english, target, names=SPLITS, pairs=None):
     """Return the files of a source with the same rows in all languages. pairs: its files to join."""
     files = {}
-    for place, path in (("en", english), (lang, target)):
-        files |= {(place, split): read(source, path.format(name)) for split, name in names.items()}
+    for split, name in names.items():
+        files["en", split] = read(source, english.format(name))
+        files[lang, split] = read(source, target.format(name))
     pairs = pairs or (english.format("train"), target.format("train"))
     return files | {(lang, "translated"): join(*(read(source, file) for file in pairs))}
 
@@ -188,20 +179,19 @@ def hold_out(files, lang):
     """Drop rows whose texts also occur in test or dev; test keeps its rows. Return the counts."""
     held, dropped = set(), {}
     for place, split in sorted(files, key=lambda file: "test dev train translated".index(file[1])):
-        kept, sides_of_file = {}, set()
-        for key, row in files[place, split].items():
-            texts = ["".join(text.lower().split()) for text in row[1:]]  # XNLI-MT is tokenised
-            half = len(texts) // 2 if split == "translated" else 0
-            sides = {("en", *texts[:half]), (lang, *texts[half:])} if half else {(place, *texts)}
-            if not sides & held:
-                kept[key] = row
-                sides_of_file |= sides
+        rows, sides = files[place, split], {}
+        for key, (_, *texts) in rows.items():
+            texts = ["".join(text.lower().split()) for text in texts]  # XNLI-MT is tokenised
+            half = len(texts) // 2
+            sides[key] = {(place, *texts)}
+            if split == "translated":
+                sides[key] = {("en", *texts[:half]), (lang, *texts[half:])}
+        kept = {key: row for key, row in rows.items() if not sides[key] & held}
         if split in ("test", "dev"):
-            held |= sides_of_file
+            held.update(*(sides[key] for key in kept))
         if not kept:
             raise UserError(f"no rows are left for {place}/{split}.tsv; check the source files")
-        dropped[place, split] = len(files[place, split]) - len(kept)
-        files[place, split] = kept
+        files[place, split], dropped[place, split] = kept, len(rows) - len(kept)
     return dropped
 
 
@@ -237,27 +227,20 @@ def read_source(folder, download, name, file, only=()):
 
 def parse(source, file, text, only):
     """Return {key: (label, text, ...)}, the number of rows, and a Counter of dropped ones."""
+    columns, header = source["columns"].split(), source["header"].split() or None
     lines = io.StringIO(text.replace("\r\n", "\n").replace("\r", " "))
+    tab = "," if file.endswith(".csv") else "\t"
+    quoting = csv.QUOTE_MINIMAL if source["quoted"] == "yes" else csv.QUOTE_NONE
+    records = csv.DictReader(lines, header, delimiter=tab, quoting=quoting)
     if file.endswith(".json"):
         records = map(json.loads, lines)
-    else:
-        tab = "," if file.endswith(".csv") else "\t"
-        quoting = csv.QUOTE_MINIMAL if source["quoted"] == "yes" else csv.QUOTE_NONE
-        header = source["header"].split() or None
-        records = csv.DictReader(lines, header, delimiter=tab, quoting=quoting)
-
-    columns, rows, count, number, dropped = source["columns"].split(), {}, 0, -1, Counter()
-    for record in records:
-        line = getattr(records, "line_num", count + 1)
-        for column in columns:
-            if column not in record:
-                raise ValueError(f"line {line}: no column {column!r} in {' '.join(record)}")
-        if record[columns[0]] == columns[0]:
-            continue  # a header in spite of source["header"]
-        count += 1
-        if only and record[source["by"]] not in only:
-            continue
-        number += 1
+    # a file can have a header in spite of source["header"]
+    records = [record for record in records if record.get(columns[0]) != columns[0]]
+    chosen = [record for record in records if not only or record[source["by"]] in only]
+    rows, dropped = {}, Counter()
+    for number, record in enumerate(chosen):
+        if lost := [column for column in columns if column not in record]:
+            raise ValueError(f"no column {lost[0]!r} in {' '.join(record)}")
         texts = (unicodedata.normalize("NFC", record[column] or "") for column in columns)
         label, *texts = (" ".join(text.split()) for text in texts)
         if None in record or not label or not all(texts):
@@ -265,10 +248,10 @@ def parse(source, file, text, only):
         elif label == source["drop"]:
             dropped[f"with the label {label!r}"] += 1
         elif label not in LABELS:
-            raise ValueError(f"line {line}: unknown label {label!r}")
+            raise ValueError(f"unknown label {label!r} of {texts[0][:60]!r}")
         else:
             rows[record[source["key"]] if source["key"] else number] = (LABELS[label], *texts)
-    return rows, count, dropped
+    return rows, len(records), dropped
 
 
 def main(argv=None):
@@ -276,7 +259,8 @@ def main(argv=None):
     p = argparse.ArgumentParser("data/prepare.py", description=__doc__, formatter_class=form)
     flag = p.add_argument
     flag("task", choices=TASKS, help="task to prepare")
-    flag("--lang", required=True, help="target language, such as jv")
+    languages = "; ".join(f"{task}: {listed}" for task, (_, listed) in TASKS.items())
+    flag("--lang", required=True, help=f"target language ({languages}; ? is any letter)")
     flag("--by", choices=["people", "machine"], help="who translated nolly (default: people)")
     flag("--raw", help="folder with the source files (default: download them)")
     flag("--root", default="data/real", help="folder to write to (default: %(default)s)")
@@ -292,8 +276,8 @@ def main(argv=None):
     for (place, split), rows in files.items():
         path = Path(args.root, args.task, place, f"{split}.tsv")
         width = len(next(iter(rows.values())))
-        headers = [header.split() for header in (PAIRS if split == "translated" else ROWS)]
-        table = [next(names for names in headers if len(names) == width), *rows.values()]
+        header = PAIRS[width > 3] if split == "translated" else ROWS[width > 2]
+        table = [header.split(), *rows.values()]
         write_atomic(path, "".join("\t".join(row) + "\n" for row in table).encode())
         leaks = dropped[place, split]
         leaks = f", {leaks:,} in dev or test dropped" if leaks else ""

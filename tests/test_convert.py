@@ -68,7 +68,7 @@ def test_no_quote_swallows_rows(go, capsys):
     assert "the quotes in " in capsys.readouterr().out
     rows[15] += "\tand more"  # without quoting this line is too wide
     assert len(go("\n".join(["stars\ttext", *rows]))) == 45
-    assert "txt:12: a quoted cell holds lines that look like" in capsys.readouterr().err
+    assert "txt:12: quoted text holds lines that look like" in capsys.readouterr().err
     texts = [f'"first {i}, yes\nsecond, pos\nthird",{("pos", "neg")[i % 2]}' for i in range(20)]
     assert go("\n".join(["text,stars", *texts]))[1] == ["neg", "first 1, yes second, pos third"]
     assert not capsys.readouterr().err
@@ -93,7 +93,11 @@ def test_what_programs_write_for_missing_is_no_label_unless_it_is_named(go):
 
 def test_spellings_of_a_number_are_one_label(go, capsys):
     assert {row[0] for row in go(json_lines(["1", 1.0, "+1", "01", 1, -1, "-1.0"]))} == {"1", "-1"}
-    assert "same number" in capsys.readouterr().err
+    assert "labels look alike: ['1', '-1']; numbers" in capsys.readouterr().err
+    go(json_lines(["Good", "good", "bad"]))
+    assert re.search("labels look alike: .'good'.; .* --rename", capsys.readouterr().err)
+    go(json_lines(["Good", "good", "bad"]), "--rename", "Good=good,good=good,bad=bad")
+    assert not capsys.readouterr().err
     rows = go(json_lines(["1.0", "-1.0"]), "--rename=-1=negative,1=positive")
     assert {row[0] for row in rows} == {"positive", "negative"}
     assert {row[0] for row in go(json_lines([True, "False"]))} == {"true", "false"}
@@ -149,9 +153,8 @@ CSV = b"stars,text\n1,a\n5,b\n"
         (CSV, "--out train.tsv", "train.tsv: expected <root>/<task>/<lang>"),
         (CSV, "--text stars", "each flag needs its own column"),
         (CSV, "--split 10", "--split 10: expected a share"),
-        (json_lines([["a", "b"]]), "", "object 1: several labels per row"),
+        (json_lines([["a", "b"]]), "", r"several labels per row, such as .\['a', 'b'\]"),
         (json_lines(["a|b", "a", "b"]), "", r"several labels per row, such as 'a\|b'"),
-        (json_lines(["Good", "good", "bad"]), "", "labels look alike .* --rename"),
         (json_lines([{"a": 1}]), "", "object 1 holds an object"),
         (b'{"stars": 1, "text": "a"}\n{"stars": 1, "text": "\\ud83d"}', "", "object 2 .*half an"),
         (b'{"stars": 1, "text": "a"}\n{"stars": 1,', "", "txt:2: .*JSON objects, one per line"),
