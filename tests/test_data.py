@@ -247,13 +247,6 @@ def test_the_encoder_folder_is_a_plain_hugging_face_folder(runs, encoder):
         assert torch.allclose(hidden.mean(0), expected, atol=1e-5)
 
 
-def test_sentence_transformers_reads_it(runs, encoder):
-    library = pytest.importorskip("sentence_transformers")
-    model = library.SentenceTransformer(str(runs / "encoder"), device="cpu")
-    made = torch.from_numpy(model.encode([text[0] for text in TEXTS]))
-    assert torch.allclose(made, encode(encoder, TEXTS), atol=1e-5)
-
-
 def test_an_encoder_folder_of_another_run_is_refused(folder, tmp_path):
     assert load_encoder(folder, data="moved")[1]["data"] == "moved"
     weights = folder / "encoder/model.safetensors"

@@ -185,17 +185,12 @@ def test_form_of_the_file_does_not_matter(runs, label):
         assert label(runs, same.encode(), "--text") == expected
 
 
-BROKEN = {
-    "labelled": ("positive\t{0}\n", 1, "expected 1 non-empty column"),
-    "second line labelled": ("{0}\nnegative\t{1}\n", 2, "expected 1 non-empty column"),
-    "empty line": ("{0}\n\u3000\n{1}\n", 2, "expected 1 non-empty column"),
-}
+LABELLED, SECOND, EMPTY = "positive\t{0}\n", "{0}\nnegative\t{1}\n", "{0}\n\u3000\n{1}\n"
 
 
-@pytest.mark.parametrize("what", BROKEN)
-def test_line_that_is_no_text_is_named(what, runs, label):
-    content, line, match = BROKEN[what]
-    with pytest.raises(UserError, match=rf"text.txt:{line}: {match}"):
+@pytest.mark.parametrize("content, line", [(LABELLED, 1), (SECOND, 2), (EMPTY, 2)])
+def test_line_that_is_no_text_is_named(content, line, runs, label):
+    with pytest.raises(UserError, match=f"text.txt:{line}: expected 1 non-empty column"):
         label(runs, content.format(*TEXTS).encode())
 
 
