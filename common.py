@@ -451,6 +451,10 @@ def find(out, kind, digest, **fields):
 def load_pretrained(name, pool="mean", max_len=256, texts=(), **options):
     """Return an Encoder, in fp32, from a hub name or a folder, after a trial on the longest of `texts`."""
     flags = {"dtype": torch.float32, "output_loading_info": True, "trust_remote_code": False}
+    logs = transformers.utils.logging  # its load report and bars are silenced, then set back
+    level, bars = logs.get_verbosity(), logs.is_progress_bar_enabled()
+    logs.set_verbosity_error()
+    logs.disable_progress_bar()
     try:
         lm, report = transformers.AutoModel.from_pretrained(name, **flags)
         tokenizer = transformers.AutoTokenizer.from_pretrained(name, trust_remote_code=False)
@@ -472,6 +476,10 @@ def load_pretrained(name, pool="mean", max_len=256, texts=(), **options):
         reason = " ".join(str(err).split())[:150] or type(err).__name__
         if "sentencepiece" in reason or "tiktoken" in reason:
             reason = "its tokenizer needs: pip install sentencepiece protobuf"
+    finally:
+        logs.set_verbosity(level)
+        if bars:
+            logs.enable_progress_bar()
     raise UserError(f"--model {name}: {reason}; use a hub name or a folder such as runs/encoder")
 
 
@@ -620,7 +628,6 @@ def run(main):
     """Run main(); user errors become one line on stderr and exit status 2, Ctrl-C exit status 130."""
     sys.stdout.reconfigure(encoding="utf-8")  # labels may contain any Unicode
     transformers.logging.disable_progress_bar()
-    transformers.logging.set_verbosity_error()  # no load report
     try:
         main()
     except BrokenPipeError:  # stdout was closed, for example by `| head`
