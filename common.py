@@ -238,7 +238,8 @@ class Inside(nn.Module):
 
 def build_aligner(art, lm):
     """Return the Aligner or Inside stored in an align or head file, frozen."""
-    aligner = Inside(lm) if art["arch"] == "inside" else Aligner(**art["aligner"])
+    config = art["aligner"]
+    aligner = Inside(lm, config["rank"]) if art["arch"] == "inside" else Aligner(**config)
     aligner.load_state_dict(art["state"])
     return aligner.eval().requires_grad_(False)
 
