@@ -165,7 +165,7 @@ def pretrain(worlds, steps, seed, folder):
     optimizer = torch.optim.AdamW(model.parameters(), lr=RATE, weight_decay=0.01)
     schedule = transformers.get_linear_schedule_with_warmup(optimizer, steps // 10, steps)
     losses = []
-    for step in tqdm(range(steps), desc="pretraining", unit="step"):
+    for step in tqdm(range(steps), desc="pretraining", unit="step", disable=None):
         if step % EVERY == EVERY - 1:
             loss = pair_loss(model, tokenizer, held_out, rng)
         else:
