@@ -102,7 +102,7 @@ def pad(rows, tokenizer, device):
 
 
 def batches(lengths, budget):
-    """Yield batches of row indices, at most `budget` tokens each, the longest first: it may not fit memory."""
+    """Yield batches of row indices, at most `budget` tokens each, longest first: too little memory shows at once."""
     order = np.argsort(-np.asarray(lengths), kind="stable").tolist()
     while order:
         size = max(1, budget // max(1, lengths[order[0]]))
@@ -113,11 +113,13 @@ def batches(lengths, budget):
 def shuffled(encoder, rows, batch, generator, progress):
     """Yield one epoch as (row indices, padded batch): rows of similar length, batches in random order."""
     parts = []
-    for pool in torch.randperm(len(rows), generator=generator).split(50 * batch):
-        pool = sorted(pool.tolist(), key=lambda i: len(rows[i]["input_ids"]))
-        parts += [pool[i : i + batch] for i in range(0, len(pool), batch)]
+    for chunk in torch.randperm(len(rows), generator=generator).split(50 * batch):
+        chunk = sorted(chunk.tolist(), key=lambda i: len(rows[i]["input_ids"]))
+        parts += [chunk[i : i + batch] for i in range(0, len(chunk), batch)]
     for number in bar(torch.randperm(len(parts), generator=generator).tolist(), desc=progress):
-        index = parts[number][RANK::WORLD] or parts[number][:1]  # each rank has a part in each step
+        index = (
+            parts[number][RANK::WORLD] or parts[number][:1]
+        )  # this rank's share, or a row: none waits
         yield index, pad([rows[i] for i in index], encoder.tokenizer, encoder.lm.device)
 
 
@@ -144,7 +146,8 @@ def encode(encoder, texts, progress="encode"):
     budget = encoder.batch_tokens or BATCH_TOKENS.get(device.type, 16_384)
     out = torch.zeros(len(texts), encoder.dim, device=device)
     order, embeddings = [], [out[:0]]
-    for index in bar(list(batches(lengths, budget)), desc=progress):
+    parts = list(batches(lengths, budget))
+    for index in bar(parts, desc=progress) if progress else parts:
         embeddings.append(encoder(pad([rows[i] for i in index], encoder.tokenizer, device)))
         order += [share[i] for i in index]
     out[order] = torch.cat(embeddings)  # copy once: a copy per batch would stall the GPU
@@ -342,7 +345,7 @@ def load_translated(info, lang, n=None, labelled=False, seed=0):
     """Load n distinct pairs of <lang>/translated.tsv (default: all), the first n of a fixed shuffle (`seed`
     selects another) -> (English texts d_en, translations T(d_en), y (n,) if `labelled`)."""
     path = Path(info["data"], info["task"], lang, "translated.tsv")
-    rows = read_tsv(path, *PAIRS, labels=info["labels"] if labelled else None)
+    rows = read_tsv(path, PAIRS[info["two_texts"]], labels=info["labels"] if labelled else None)
     distinct = {row[1:]: row for row in reversed(rows)}  # of equal pairs the first counts
     rows = [row for row in rows if distinct[row[1:]] is row]
     if n is not None and n > len(rows):
@@ -409,7 +412,7 @@ def describe(lang, method=None, arch="fc", via=None, n=None, residuals=False, se
     """Return the fields that tell one aligner or head from another. An aligner's lang is "jv" or "jv+su"."""
     method = method or ("rev" if arch == "inside" else "langalign")
     if residuals and method != "langalign" or arch == "inside" and method == "langalign":
-        raise UserError("--residuals goes with --method langalign, --arch inside with --method rev")
+        raise UserError("--arch inside goes with --method rev, --residuals with --method langalign")
     via = sorted([via] if isinstance(via, str) else via or lang.split("+"))
     if method not in ("langalign", "rev"):  # no aligner
         via = arch = None
@@ -429,7 +432,7 @@ def path_of(out, kind, lang, via, method, arch, n, residuals, seed):
 
 
 def find(out, kind, digest, **fields):
-    """Load the only file with these fields (None: any). Raises UserError with the command that makes it."""
+    """Load the only file with these fields (None fits any). Raises UserError with the command that makes it."""
     wanted = {name: value for name, value in fields.items() if value is not None}
     files = [load(path, kind) | {"path": path} for path in sorted(Path(out).glob(f"{kind}-*.pt"))]
     fits = [file for file in files if wanted.items() <= file.items()]
@@ -471,7 +474,9 @@ def load_pretrained(name, pool="mean", max_len=256, texts=(), **options):
             longest = max(rows, key=len)
             if len(longest) < 3 or 2 * longest.count(tokenizer.unk_token_id) > len(longest):
                 raise ValueError("a text has hardly any known tokens; is tokenizer.json missing?")
-            encode(encoder, [texts[rows.index(longest)]])
+            encode(encoder, [texts[rows.index(longest)]], progress="")
+            if full := sum(len(row) >= encoder.max_len for row in rows):
+                warn(f"{full} texts reach max_len={encoder.max_len} tokens and may be truncated")
         return encoder
     except Exception as err:  # hub, file and class raise many exception types
         reason = " ".join(str(err).split())[:150] or type(err).__name__
@@ -515,7 +520,9 @@ def load_encoder(out="runs", device="cpu", dtype=None, data=None, batch_tokens=N
     """Load the frozen Encoder and info (contents of embed.pt) of a run folder; `data` overrides the data root."""
     info, folder = load(Path(out, "embed.pt"), "embed"), Path(out, "encoder")
     if changed := sorted(name for name, _ in info["files"].items() ^ digests_of(folder).items()):
-        raise UserError(f"{folder / changed[0]}: changed since step 1; restore it, or rerun step 1")
+        raise UserError(
+            f"{folder / changed[0]}: missing or changed since step 1; restore it, or rerun step 1"
+        )
     options = {"batch_tokens": batch_tokens, "digest": info["lm"]}
     encoder = load_pretrained(folder, info["pool"], info["max_len"], **options)
     encoder.eval().requires_grad_(False)
@@ -526,7 +533,7 @@ def load_encoder(out="runs", device="cpu", dtype=None, data=None, batch_tokens=N
 
 def cached(encoder, out, texts, progress="encode"):
     """Return encode(encoder, texts), (N, D), but texts encoded before come from <out>/cache."""
-    name = f"{encoder.digest[:16]}-{str(encoder.lm.dtype)[6:]}"
+    name = f"{encoder.digest[:16]}-{str(encoder.lm.dtype).removeprefix('torch.')}"
     if encoder.inside:
         weights = encoder.inside.state_dict().values()
         name += f"-inside-{digest_of(*(w.cpu().numpy().tobytes() for w in weights))[:16]}"
@@ -566,23 +573,33 @@ def make_parser(doc, step):
     p = argparse.ArgumentParser(description=doc, formatter_class=raw, allow_abbrev=False)
     p.error, flag = one_line_error, p.add_argument
     flag("--out", default="runs", help="run folder, for one LM and one task (default: runs)")
-    flag("--seed", type=int, default=0, help="random seed, later also the aligner's (default: 0)")
+    seed = "random seed; steps 3 and 4 take the aligner or head of the same seed (default: 0)"
+    flag("--seed", type=int, default=0, help=seed)
     flag("--device", help="cuda, cuda:1, mps or cpu (default: first accelerator, else cpu)")
-    amp = "mixed precision of the LM (default: bf16 if native, else fp16 on CUDA, else off)"
+    amp = "precision of the LM (default: bf16 if native, else fp16 on CUDA, else off: fp32)"
     flag("--amp", choices=("off", "bf16", "fp16"), help=amp)
-    flag("--batch-tokens", type=int, help="tokens per encoding batch; lower it if memory runs out")
+    flag("--batch-tokens", type=int, help=f"tokens per encoding batch (default: {BATCH_TOKENS})")
     if step > 1:
         flag("--data", help="root of the data, if it moved since step 1")
-        flag("--lang", required=True, nargs="+" if step == 2 else None, help="target language: ko")
-        arch = "aligner: fc, ae (paper), a closed form, or inside the LM (default: fc)"
-        flag("--arch", choices=(*ARCHES, "inside"), default="fc", help=arch)
-        flag("--n", type=int, help="pairs per language (default: all, later the only choice)")
+        lang = (
+            "target languages; several share one A" if step == 2 else "target language, such as ko"
+        )
+        flag("--lang", required=True, nargs="+" if step == 2 else None, help=lang)
+        arch = (
+            "aligner: fc, ae (paper); linear, procrustes, shift (closed forms); inside (in the LM)"
+        )
+        flag("--arch", choices=(*ARCHES, "inside"), default="fc", help=f"{arch} (default: fc)")
+        n = "all" if step == 2 else "that of the only file there is"
+        flag("--n", type=int, help=f"pairs per language, held-out ones included (default: {n})")
         methods = METHODS if step > 2 else {name: METHODS[name] for name in ("langalign", "rev")}
-        method = "; ".join(f"{name}: {text}" for name, text in methods.items())
-        flag("--method", choices=methods, help=f"{method} (default: langalign; rev with inside)")
+        method = ", ".join(f"{name}: {text}" for name, text in methods.items())
+        method = f"what the head is trained on. {method} (default: langalign, or rev for inside)"
+        flag("--method", choices=methods, help=method)
     if step > 2:
-        flag("--via", nargs="+", metavar="LANG", help="languages of the aligner (default: --lang)")
+        via = "languages whose pairs trained the aligner (default: that of --lang)"
+        flag("--via", nargs="+", metavar="LANG", help=via)
         flag("--residuals", action="store_true", help="add random residuals of the pairs to A(x)")
+    if step == 3:
         flag("--seeds", type=int, default=5, help="number of heads (default: 5)")
         flag("--l2", type=float, default=0.05, help="L2 penalty weight (default: 0.05)")
     return p
@@ -620,7 +637,7 @@ def pick_device(args):
         native = torch.cuda.is_bf16_supported(including_emulation=False)
     amp = args.amp or ("bf16" if native else "fp16" if device.type == "cuda" else "off")
     dtype = {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16}[amp]
-    precision = "fp32" if amp == "off" else f"autocast {amp}"
+    precision = "fp32" if amp == "off" else amp
     name = f"{device} x {WORLD}" if WORLD > 1 else device
     return device, dtype, f"{name}, {precision} ({'' if native else 'no '}native bf16)"
 

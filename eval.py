@@ -6,7 +6,7 @@
 Reads   <out>/ of steps 1 to 3 and <data>/<task>/<lang>/test.tsv.
 Writes  <out>/results-<lang>.json, the table as a list of objects. --predict writes to standard output only:
         `label<TAB>probability` per input line (pairs: text<TAB>text_b), averaged over the heads, 1,024 at a time.
-Expect  on toy Korean english 57%, langalign fc 23 points more, with residuals 28 (last digits differ by CPU)."""
+Expect  on toy Korean english 57%, langalign fc +23 points, with residuals +28 (last digits differ by CPU)."""
 
 import json
 import sys
@@ -142,16 +142,16 @@ def main():
     if not heads or heads[0]["method"] != "english":
         command = f"python step3_head.py --out {args.out} --lang {args.lang} --method english"
         raise UserError(f"{args.out}: no English head; run: {command}")
-    say(f"eval | {machine} | {len(heads)} head files")
+    say(f"eval | {machine} | head files: {len(heads)}")
     embed = partial(cached, encoder, args.out)
     records = evaluate(args.lang, heads, encoder, embed, info, args.split)
     say("{lang}, {rows} {split} rows, majority class {majority:.2%}".format(**records[0]))
-    say(f"{'':32}     n  heads  accuracy    +-  points over english [95%]")
+    say(f"{'':38}n  heads  accuracy    +-  points over english [95%]")
     for r in records:
         name = f"{r['method']} {r['arch'] or ''}{' residuals' if r['residuals'] else ''}"
         name += f" seed {r['seed']}" if r["seed"] else ""
         std, gain, low, high = (100 * v for v in (r["accuracy_std"], r["gain"], *r["interval"]))
-        line = f"  {name:28}{r['n'] or '-':>7}{r['heads']:7}{r['accuracy']:10.2%}{std:6.2f}"
+        line = f"  {name:30}{r['n'] or '-':>7}{r['heads']:7}{r['accuracy']:10.2%}{std:6.2f}"
         line += f"  {gain:+6.2f} [{low:+.2f}, {high:+.2f}]" if r is not records[0] else ""
         if r["via"] not in (None, [args.lang]):
             line += f"  A of {' '.join(r['via'])}"

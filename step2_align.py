@@ -1,4 +1,4 @@
-"""Step 2 of LangAlign (arXiv 2503.18603): train the aligner A on n translated pairs, the LM frozen (Eq. 1).
+"""Step 2 of LangAlign (arXiv 2503.18603): train the aligner A on n pairs, a tenth held out, the LM frozen (Eq. 1).
 
     python step2_align.py --lang ko --n 20000                    # FC; --arch ae: the autoencoder
     python step2_align.py --lang ko --method rev                 # Rev-LangAlign: A maps target to English
@@ -83,7 +83,7 @@ def solve(arch, x, y, held_x, held_y, ridges=(1e-3, 0.01, 0.03, 0.1, 0.3, 1.0, 3
 # Ours: A inside the frozen LM -------------------------------------------------------------------
 def fit_inside(inside, encoder, texts, y, held, held_y, epochs=None, lr=3e-3, batch=32, seed=0):
     """Minimise Eq. 1 reversed, |e_A(T(d)) - e(d)|^2: e_A is the frozen encoder with A active, `texts` are T(d),
-    y = e(d) (N, D). Default: at least 4 epochs and 180 steps (our choice). Returns the held-out MSE per epoch."""
+    y = e(d) (N, D). Default: at least 4 epochs and 180 steps. Keeps the last one, returns held-out MSEs."""
     encoder.eval()  # no dropout in the LM
     model = inside.to(encoder.lm.device)
     model = torch.nn.parallel.DistributedDataParallel(model) if WORLD > 1 else model
@@ -121,7 +121,9 @@ def check_pairs(english, target, x, y, task_x):
     spread = task_x.var(0).sum().sqrt()  # total standard deviation
     gap, gap_y = ((t.mean(0) - task_x.mean(0)).norm().div(spread).item() for t in (x, y))
     say(f"domain gap between the pairs' English and the task's: {gap:.2f} standard deviations")
-    if gap > 0.1 + len(x) ** -0.5:  # 1 / sqrt(n) is chance; 0.1: data/RESULTS.md
+    if (
+        gap > 0.1 + len(x) ** -0.5
+    ):  # n rows of the task itself differ by 1 / sqrt(n); 0.1: RESULTS.md
         warn("the pairs are far from the task's text; expect no gain; --arch inside may even hurt")
     if gap_y < 0.8 * gap:
         warn("the translations are nearer to the task's text; are the columns swapped?")
@@ -150,9 +152,9 @@ def report(predicted, x, y, mean, langs):
         say(f"  {name:18s} {r['mse']:9.3g} {r['cosine']:8.3f} {r['r2']:8.3f} {r['p1']:8.1%}")
     a = rows["A"]
     if a["r2"] < 0.05:
-        warn("A is no better than the mean; did A collapse, or are the columns misaligned?")
+        warn("A is no better than the mean; too few pairs, columns misaligned, or did A collapse?")
     if a["p1"] < min(0.5, max(0.02, 2 / len(y))):  # near chance
-        warn(f"P@1 is {a['p1']:.1%}; is translated.tsv shifted by a row?")
+        warn(f"P@1 is {a['p1']:.1%}; too few pairs, or is translated.tsv shifted by a row?")
     if a["cosine"] <= rows["identity"]["cosine"]:
         warn("A is no better than identity; use more pairs, or another --arch")
     return rows

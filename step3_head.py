@@ -96,16 +96,10 @@ def main():
     x, dev_x = cache([*texts, *dev_texts]).split([len(texts), len(dev_texts)])
     seeds = range(1000 * args.seed, 1000 * args.seed + args.seeds)
     train = partial(train_heads, classes=len(info["labels"]), seeds=seeds, l2=args.l2)
-    more = {name: info[name] for name in ("lm", "labels", "two_texts")}
+    more = {name: info[name] for name in ("lm", "labels", "two_texts")} | {"l2": args.l2}
 
-    # The baseline of every table
-    heads, residuals = train(x.to(device), y), None
-    baseline = describe("", "english", seed=args.seed)
-    save_heads(args.out, baseline, heads, dev_x, dev_y, len(x), **more)
-
-    if method == "english":
-        return
-    elif method == "rev":  # the head is the English one, and A is stored for inference
+    english, residuals = (x, y, dev_x), None  # the baseline of every table
+    if method == "rev":  # the head is the English one, and A is stored for inference
         more |= {"aligner": art["aligner"], "state": art["state"]}
     elif method == "langalign":  # the head learns from A(e(d_en))
         aligner = build_aligner(art, encoder.lm)
@@ -120,15 +114,20 @@ def main():
     elif method == "native":
         texts, y = load_task(info, args.lang, "train")
         x = cache(texts)
-    else:  # translated, or mixed: plus the untranslated English rows
+    elif method in ("translated", "mixed"):  # mixed: plus the untranslated English rows
         source, target, target_y = load_translated(info, args.lang, args.n, labelled=True)
         fields["n"] = len(target)
         translated = set(source if method == "mixed" else texts)
         rest = [i for i, text in enumerate(texts) if text not in translated]
         x, y = torch.cat([cache(target), x[rest]]), torch.cat([target_y, y[rest]])
-    if method != "rev":
+
+    baseline, (x_en, y_en, dev_en) = describe("", "english", seed=args.seed), english
+    heads = train(x_en.to(device), y_en)
+    save_heads(args.out, baseline, heads, dev_en, dev_y, len(x_en), **more)
+    if method not in ("english", "rev"):
         heads = train(x.to(device), y, residuals=residuals)
-    save_heads(args.out, fields, heads, dev_x, dev_y, len(x), **more)
+    if method != "english":
+        save_heads(args.out, fields, heads, dev_x, dev_y, len(x), **more)
 
 
 if __name__ == "__main__":
