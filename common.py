@@ -345,7 +345,7 @@ def load_translated(info, lang, n=None, labelled=False, seed=0):
     """Load n distinct pairs of <lang>/translated.tsv (default: all), the first n of a fixed shuffle (`seed`
     selects another) -> (English texts d_en, translations T(d_en), y (n,) if `labelled`)."""
     path = Path(info["data"], info["task"], lang, "translated.tsv")
-    rows = read_tsv(path, PAIRS[info["two_texts"]], labels=info["labels"] if labelled else None)
+    rows = read_tsv(path, *PAIRS, labels=info["labels"] if labelled else None)
     distinct = {row[1:]: row for row in reversed(rows)}  # of equal pairs the first counts
     rows = [row for row in rows if distinct[row[1:]] is row]
     if n is not None and n > len(rows):

@@ -174,8 +174,8 @@ def main():
     say(f"step 2 | {machine} | pairs {counts}: {len(train)} train, {len(held)} held out")
     task, _ = load_task(info, "en", "train")
     task = [task[i] for i in fixed_order(len(task))[:2_000]]
-    sizes = [len(english), len(target), len(task)]
-    x, y, task_x = cached(encoder, args.out, [*english, *target, *task]).split(sizes)
+    x, y = cached(encoder, args.out, [*english, *target]).split(len(english))
+    task_x = cached(encoder, args.out, task)  # may be pairs of texts where the others are single
     gap = check_pairs(english, target, x, y, task_x)
 
     if fields["method"] == "rev":

@@ -160,7 +160,7 @@ step2 --n 0                    : --n 0: must be at least 1
 step3 --seed 5000000000         : --seed 5000000000: must be at least 0, below
 step2 --arch FC                : --arch: invalid choice: 'FC' .*fc.*inside.*; see --help
 step2 --device tpu             : --device tpu is not available
-step3 --residuals --method rev : --residuals goes with --method langalign
+step3 --residuals --method rev : --residuals with --method langalign
 step3 --method centred         : needs --unlabelled FILE
 step3 --arch ae                : no such align file; run: .*--arch ae .*found: align-ko-fc-n\d+.pt
 step3 --method rev --arch ae   : no such align file; run: python step2_align.py .*--method rev
@@ -183,7 +183,7 @@ BROKEN = [  # (what is broken, command, what the line says)
     (
         put("runs/encoder/config.json", b"{}"),
         "step3",
-        "config.json: changed since step 1; .*rerun step 1",
+        "config.json: missing or changed since step 1; .*rerun step 1",
     ),
     (cut("embed.pt"), "step2", "embed.pt: damaged.*; delete it and make it again"),
     (cut("align-ko-fc-n*.pt"), "step3", r"align-ko-fc-n\d+.pt: damaged.*; delete it"),
@@ -273,7 +273,7 @@ def any_label(rows):
 ALIGN = "step2 --arch linear --data {data}"
 TUNE = "step1 --epochs 2 --lr 1e-3"
 WARNINGS = [  # (what is broken, command, what it warns of then, and not before)
-    (pairs(shifted), ALIGN, r"P@1 is \d.\d%; is translated.tsv shifted"),
+    (pairs(shifted), ALIGN, r"P@1 is \d.\d%; too few pairs, or is translated.tsv shifted"),
     (pairs(swapped), ALIGN, "nearer to the task's text; are the columns swapped"),
     (pairs(refused), ALIGN, "rows have the same translation, '나'; only 1?[0-9]+ are distinct"),
     (pairs(untranslated), ALIGN, r"\d+ of \d+ translations are identical"),
