@@ -573,31 +573,25 @@ def make_parser(doc, step):
     p = argparse.ArgumentParser(description=doc, formatter_class=raw, allow_abbrev=False)
     p.error, flag = one_line_error, p.add_argument
     flag("--out", default="runs", help="run folder, for one LM and one task (default: runs)")
-    seed = "random seed; steps 3 and 4 take the aligner or head of the same seed (default: 0)"
-    flag("--seed", type=int, default=0, help=seed)
+    flag("--seed", type=int, default=0, help="random seed, names the aligner or head (default: 0)")
     flag("--device", help="cuda, cuda:1, mps or cpu (default: first accelerator, else cpu)")
     amp = "precision of the LM (default: bf16 if native, else fp16 on CUDA, else off: fp32)"
     flag("--amp", choices=("off", "bf16", "fp16"), help=amp)
     flag("--batch-tokens", type=int, help=f"tokens per encoding batch (default: {BATCH_TOKENS})")
     if step > 1:
         flag("--data", help="root of the data, if it moved since step 1")
-        lang = (
-            "target languages; several share one A" if step == 2 else "target language, such as ko"
-        )
-        flag("--lang", required=True, nargs="+" if step == 2 else None, help=lang)
-        arch = (
-            "aligner: fc, ae (paper); linear, procrustes, shift (closed forms); inside (in the LM)"
-        )
-        flag("--arch", choices=(*ARCHES, "inside"), default="fc", help=f"{arch} (default: fc)")
-        n = "all" if step == 2 else "that of the only file there is"
-        flag("--n", type=int, help=f"pairs per language, held-out ones included (default: {n})")
+        lang = {"nargs": "+", "help": "target languages, which share one A"}
+        lang = lang if step == 2 else {"help": "target language, such as ko"}
+        flag("--lang", required=True, **lang)
+        arch = "fc, ae: paper; linear, procrustes, shift: closed form; inside: in LM (default: fc)"
+        flag("--arch", choices=(*ARCHES, "inside"), default="fc", help=arch)
+        flag("--n", type=int, help="pairs per language (default: all; later: the only one found)")
         methods = METHODS if step > 2 else {name: METHODS[name] for name in ("langalign", "rev")}
         method = ", ".join(f"{name}: {text}" for name, text in methods.items())
-        method = f"what the head is trained on. {method} (default: langalign, or rev for inside)"
+        method = f"training data of the head. {method} (default: langalign, or rev for inside)"
         flag("--method", choices=methods, help=method)
     if step > 2:
-        via = "languages whose pairs trained the aligner (default: that of --lang)"
-        flag("--via", nargs="+", metavar="LANG", help=via)
+        flag("--via", nargs="+", metavar="LANG", help="languages of the aligner (default: --lang)")
         flag("--residuals", action="store_true", help="add random residuals of the pairs to A(x)")
     if step == 3:
         flag("--seeds", type=int, default=5, help="number of heads (default: 5)")
