@@ -11,6 +11,7 @@ import hashlib
 import io
 import os
 import re
+import shlex
 import shutil
 import sys
 import unicodedata
@@ -83,8 +84,10 @@ class Encoder(nn.Module):
 
     def tokenize(self, texts):
         """Texts -> [{"input_ids": [...], ...}, ...], in NFC, truncated. Raises UserError for an unknown id."""
-        texts = [(text,) if isinstance(text, str) else tuple(text) for text in texts]
-        if {len(text) for text in texts} not in ({1}, {2}):
+        tuples = tuple, list, np.ndarray
+        texts = [tuple(text) if isinstance(text, tuples) else (text,) for text in texts]
+        strings = all(isinstance(part, str) for text in texts for part in text)
+        if {len(text) for text in texts} not in ({1}, {2}) or not strings:
             raise TypeError("expected a non-empty list of texts or of (text, text_b), not a mix")
         columns = [[compose(part) for part in column] for column in zip(*texts)]  # 1 or 2 lists
         out = self.tokenizer(*columns, truncation=True, max_length=self.max_len)
@@ -134,7 +137,7 @@ def make_optimizer(weights, lr, steps, weight_decay=0.0):
 def encode(encoder, texts, progress="encode"):
     """Texts or (text, text_b) pairs -> (N, D) fp32 on the CPU; under torchrun each rank encodes a share. Raises
     UserError if an embedding is not finite. progress: "" for no bar, no warnings."""
-    if isinstance(texts, str) or hasattr(texts, "columns"):
+    if isinstance(texts, (str, dict)) or hasattr(texts, "columns"):
         raise TypeError(f"expected a list of texts or pairs, got a {type(texts).__name__}")
     texts = list(texts)  # also accepts a pandas Series
     encoder.eval()
@@ -402,7 +405,9 @@ def load(path, kind):
         if intact and content["kind"] == kind:
             return content
     except FileNotFoundError:
-        reason = f"no such file; run: python step1_embed.py --out {Path(path).parent}"
+        reason = (
+            f"no such file; run: python step1_embed.py --out {shlex.quote(str(Path(path).parent))}"
+        )
     except Exception as err:  # zip and pickle readers raise many exception types
         reason += f" ({type(err).__name__})"
     raise UserError(f"{path}: {reason}")
@@ -443,13 +448,15 @@ def find(out, kind, digest, **fields):
     if current:
         raise UserError(f"{out}: {len(current)} files match, choose one by --n: {names}")
     usual, lang = describe(fields["lang"]), fields["lang"].replace("+", " ") or "en"
-    command = f"{'step2_align' if kind == 'align' else 'step3_head'}.py --out {out} --lang {lang}"
+    script = "step2_align.py" if kind == "align" else "step3_head.py"
+    command = f"{script} --out {shlex.quote(str(out))} --lang {lang}"
     for name, value in wanted.items():
         if value != usual[name]:
             value = " ".join(value) if name == "via" else value
             command += f" --{name} {value}".removesuffix(" True")
     problem = "belongs to another LM than encoder/" if fits else f"no such {kind} file"
-    raise UserError(f"{out}: {problem}; run: python {command} (found: {names})")
+    hint = ", pooled ones with --via" if "+" in names else ""
+    raise UserError(f"{out}: {problem}; run: python {command} (found: {names}{hint})")
 
 
 def load_pretrained(name, pool="mean", max_len=256, texts=(), **options):
@@ -533,6 +540,8 @@ def load_encoder(out="runs", device="cpu", dtype=None, data=None, batch_tokens=N
 
 def cached(encoder, out, texts, progress="encode"):
     """Return encode(encoder, texts), (N, D), but texts encoded before come from <out>/cache."""
+    if not encoder.digest:  # not of a run folder
+        return encode(encoder, texts, progress)
     name = f"{encoder.digest[:16]}-{str(encoder.lm.dtype).removeprefix('torch.')}"
     if encoder.inside:
         weights = encoder.inside.state_dict().values()

@@ -9,6 +9,7 @@ Writes  <out>/results-<lang>.json, the table as a list of objects. --predict wri
 Expect  on toy Korean english 57%, langalign fc +23 points, with residuals +28 (last digits differ by CPU)."""
 
 import json
+import shlex
 import sys
 from functools import partial
 from itertools import islice
@@ -17,8 +18,18 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from common import METHODS, PAIRS, ROWS, UserError, build_aligner, cached, check_flags, describe
-from common import encode, find, load, load_encoder, load_task, logits, make_parser, pick_device
+from common import METHODS, PAIRS, ROWS, WORLD, UserError, build_aligner, cached, check_flags
+from common import (
+    describe,
+    encode,
+    find,
+    load,
+    load_encoder,
+    load_task,
+    logits,
+    make_parser,
+    pick_device,
+)
 from common import read_texts, read_tsv, run, say, warn, write_atomic
 
 BOOTSTRAP = 10_000  # resamples behind a 95% interval
@@ -82,6 +93,9 @@ def load_classifier(out, lang, device="cpu", dtype=None, batch_tokens=None, **fl
     head = load_head(out, encoder, lang, **flags)
 
     def classifier(texts):
+        texts = [(text,) if isinstance(text, str) else tuple(text) for text in texts]
+        if any(len(text) != 1 + head["two_texts"] for text in texts):
+            raise ValueError(f"this head labels {'pairs' if head['two_texts'] else 'single texts'}")
         rows = logits_of(head, encoder, partial(encode, encoder), texts).softmax(2).mean(0)
         return [head["labels"][i] for i in rows.argmax(1)], rows
 
@@ -124,6 +138,8 @@ def main():
     if given and not args.predict:
         warn(f"--{' --'.join(given)} without --predict has no effect: all heads are evaluated")
     device, dtype, machine = pick_device(args)
+    if args.predict == "-" and WORLD > 1:
+        raise UserError("--predict - cannot be shared by several processes; give a file")
     if args.predict:
         classifier = load_classifier(args.out, args.lang, device, dtype, args.batch_tokens, **flags)
         say(f"labelling with {classifier.head['path']}", file=sys.stderr)
@@ -136,11 +152,14 @@ def main():
     heads = [head for head in found if head["lm"] == encoder.digest]
     if len(heads) < len(found):
         warn("heads of another LM or task are ignored; rerun step 3")
+    if len({head["l2"] for head in heads}) > 1:
+        warn("the heads differ in --l2; rerun step 3 so that gains can be compared")
     heads = [head for head in heads if head["lang"] == args.lang or head["method"] == "english"]
     order = list(METHODS)
     heads.sort(key=lambda h: (order.index(h["method"]), h["n"] or 0, h["residuals"], h["seed"]))
     if not heads or heads[0]["method"] != "english":
-        command = f"python step3_head.py --out {args.out} --lang {args.lang} --method english"
+        command = f"python step3_head.py --out {shlex.quote(args.out)} --lang {args.lang}"
+        command += " --method english"
         raise UserError(f"{args.out}: no English head; run: {command}")
     say(f"eval | {machine} | head files: {len(heads)}")
     embed = partial(cached, encoder, args.out)

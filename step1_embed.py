@@ -84,7 +84,7 @@ def main():
     encoder.autocast, encoder.batch_tokens = dtype, args.batch_tokens
     folder = Path(args.out, "encoder")
     if folder.exists() and not Path(args.out, "embed.pt").exists():
-        raise UserError(f"{folder}: exists, but step 1 did not write it; choose another --out")
+        raise UserError(f"{folder}: exists without embed.pt; delete it, or choose another --out")
     Path(args.out).mkdir(parents=True, exist_ok=True)
     tempfile.TemporaryFile(dir=args.out).close()  # fail now rather than after training
 

@@ -17,8 +17,19 @@ import torch
 import torch.nn.functional as F
 
 from common import CLOSED, WORLD, Aligner, Inside, UserError, bar, cached, check_flags, describe
-from common import encode, fixed_order, hold_out, load_encoder, load_pairs, load_task
+from common import digest_of, encode, fixed_order, hold_out, load_encoder, load_pairs, load_task
 from common import make_optimizer, make_parser, path_of, pick_device, run, save, say, shuffled, warn
+
+
+def as_pairs(x, y, held_x, held_y):
+    """Return embeddings, tensors or arrays (N, D), as fp32 tensors; raises ValueError if they do not match."""
+    parts = [torch.as_tensor(part).detach().float() for part in (x, y, held_x, held_y)]
+    shapes = [tuple(part.shape) for part in parts]
+    if len(x) < 2 or len(held_x) < 1 or shapes[0] != shapes[1] or shapes[2] != shapes[3]:
+        raise ValueError(
+            f"x and y must match (at least 2 rows), as must held_x and held_y: {shapes}"
+        )
+    return parts
 
 
 # The paper: FC or AE, trained by Eq. 1 ----------------------------------------------------------
@@ -27,9 +38,8 @@ def fit(aligner, x, y, held_x, held_y, epochs=30, lr=1e-3, batch=128, weight_dec
     """Minimise Eq. 1, the squared error between A(x) and y, in place: x = e(d_en), y = e(T(d_en)), both (N, D).
     Swap x and y for Rev-LangAlign. Keeps the best held-out epoch, returns the held-out MSE per epoch."""
     torch.manual_seed(seed)
-    if not 1 < len(x) == len(y):
-        raise ValueError(f"x has {len(x)} rows, y has {len(y)}; they must match (at least 2)")
-    x, y = x.detach().to(aligner.mean_x), y.detach().to(aligner.mean_x)  # device, fp32
+    x, y, held_x, held_y = as_pairs(x, y, held_x, held_y)
+    x, y = x.to(aligner.mean_x), y.to(aligner.mean_x)  # device
     aligner.mean_x, aligner.scale_x = x.mean(0), x.std(0).clamp_min(1e-6)
     aligner.mean_y, aligner.scale_y = y.mean(0), y.var(0).mean().sqrt()
     steps = epochs * math.ceil(len(x) / batch)
@@ -63,6 +73,7 @@ def solve(arch, x, y, held_x, held_y, ridges=(1e-3, 0.01, 0.03, 0.1, 0.3, 1.0, 3
                 r is the multiple (from `ridges`) of X^T X's mean eigenvalue with the lowest held-out MSE"""
     if arch not in CLOSED:
         raise ValueError(f"arch {arch!r} is none of {', '.join(CLOSED)}")
+    x, y, held_x, held_y = as_pairs(x, y, held_x, held_y)
     aligner = Aligner(arch, x.shape[1])
     aligner.mean_x, aligner.mean_y = x.mean(0), y.mean(0)
     X, Y = (x - x.mean(0)).double(), (y - y.mean(0)).double()
@@ -84,6 +95,8 @@ def solve(arch, x, y, held_x, held_y, ridges=(1e-3, 0.01, 0.03, 0.1, 0.3, 1.0, 3
 def fit_inside(inside, encoder, texts, y, held, held_y, epochs=None, lr=3e-3, batch=32, seed=0):
     """Minimise Eq. 1 reversed, |e_A(T(d)) - e(d)|^2: e_A is the frozen encoder with A active, `texts` are T(d),
     y = e(d) (N, D). Default: at least 4 epochs and 180 steps. Keeps the last one, returns held-out MSEs."""
+    if not 1 < len(texts) == len(y):
+        raise ValueError(f"{len(texts)} texts, y has {len(y)} rows; they must match (at least 2)")
     encoder.eval()  # no dropout in the LM
     model = inside.to(encoder.lm.device)
     model = torch.nn.parallel.DistributedDataParallel(model) if WORLD > 1 else model
@@ -134,9 +147,11 @@ def measure(predicted, y, mean, most=2_000):
     """Return MSE, mean cosine, R^2 and P@1 (for `most` rows) of predicted and y (N, D), training mean (D,)."""
     mse, cosine = F.mse_loss(predicted, y).item(), F.cosine_similarity(predicted, y).mean().item()
     r2 = 1 - mse / F.mse_loss(mean.expand_as(y), y).item()
-    similarity = F.normalize(predicted[:most], dim=1) @ F.normalize(y[:most], dim=1).T  # (N, N)
+    i = torch.linspace(0, len(y) - 1, min(most, len(y))).long()  # evenly: sorted by language
+    predicted, y = predicted[i], y[i]
+    similarity = F.normalize(predicted, dim=1) @ F.normalize(y, dim=1).T  # (N, N)
     nearest = y[similarity.argmax(1)]  # compared by value: a row may recur in several languages
-    p1 = (nearest == y[:most]).all(1).float().mean().item()
+    p1 = (nearest == y).all(1).float().mean().item()
     return {"mse": mse, "cosine": cosine, "r2": r2, "p1": p1}
 
 
@@ -201,7 +216,8 @@ def main():
     fields["n"] = max(counts.values())
     path = path_of(args.out, "align", **fields)
     content = {"lm": encoder.digest, "aligner": aligner.config, "state": aligner.cpu().state_dict()}
-    save(path, "align", **fields, **content, report=rows, gap=gap, pairs=counts)
+    content |= {"pairs": counts, "texts": digest_of(repr([english, target]).encode())}
+    save(path, "align", **fields, **content, report=rows, gap=gap)
     say(f"-> {path}")
 
 

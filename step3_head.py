@@ -17,7 +17,15 @@ import torch
 import torch.nn.functional as F
 
 from common import UserError, bar, build_aligner, cached, check_flags, describe, find
-from common import load_encoder, load_english, load_pairs, load_task, load_translated, logits
+from common import (
+    digest_of,
+    load_encoder,
+    load_english,
+    load_pairs,
+    load_task,
+    load_translated,
+    logits,
+)
 from common import make_parser, path_of, pick_device, read_lines, read_texts, run, save, say, warn
 
 
@@ -25,12 +33,13 @@ def train_heads(x, y, classes, residuals=None, seeds=range(5), l2=0.05, lr=1e-3,
     """Train S linear heads at once, one per seed: cross-entropy + l2 |w|^2 on embeddings x (N, D), labels y (N,),
     for at least ten epochs and `steps` steps (our choice). residuals (M, D): one is added to each row of x, drawn
     again every epoch. Returns weight (S, C, D), bias (S, 1, C), mean (D,) and scale (D,) for common.logits."""
-    if not 1 < len(x) == len(y):
-        raise ValueError(f"x has {len(x)} rows, y has {len(y)}; they must match (at least 2)")
-    generators, x = [torch.Generator().manual_seed(seed) for seed in seeds], x.detach().float()
+    x, y = torch.as_tensor(x).detach().float(), torch.as_tensor(y)
+    if not 1 < len(x) == len(y) or not 0 <= y.min() <= y.max() < classes:
+        raise ValueError(f"{len(x)} rows of x need as many labels y from 0 to {classes - 1}")
+    generators = [torch.Generator().manual_seed(seed) for seed in seeds]
     spread = x.var(0) if residuals is None else x.var(0) + residuals.var(0).to(x.device)
     mean, scale = x.mean(0), spread.sqrt().clamp_min(1e-6)  # the inputs are standardised
-    x, y = (x - mean) / scale, y.to(x.device)
+    x, y = (x - mean) / scale, y.to(x.device).long()
     r = None if residuals is None else residuals.to(x) / scale  # (M, D)
     weight = torch.stack([0.02 * torch.randn(classes, x.shape[1], generator=g) for g in generators])
     weight = weight.to(x.device).requires_grad_()  # (S, C, D)
@@ -105,6 +114,8 @@ def main():
         aligner = build_aligner(art, encoder.lm)
         if args.residuals:  # r = e(T(d)) - A(e(d)) of every pair, (n, D)
             source, target, _ = load_pairs(info, art["pairs"])
+            if digest_of(repr([source, target]).encode()) != art["texts"]:
+                raise UserError("translated.tsv changed since step 2; rerun step 2")
             residuals = cache(target) - aligner.map(cache(source))
         x, dev_x = aligner.map(x), aligner.map(dev_x)
     elif method == "centred":  # English moved onto the mean of unlabelled text

@@ -148,7 +148,7 @@ def unlabelled(rows):
 
 FLAGS = r"""
 step1 --data {path}/none       : none/reviews/en/train.tsv: no such file; check --data
-step1 --out {path}/encoder/..  : encoder: exists, but step 1 did not write it; choose another --out
+step1 --out {path}/encoder/..  : encoder: exists without embed.pt; delete it, or choose another --out
 step1 --model {path}/none      : --model .*none: .*; use a hub name or a folder
 step1 --lr 4e9                 : the loss is (nan|inf); use a lower --lr than 4e[+]09
 step2 --out {path}/none        : none/embed.pt: no such file; run: python step1_embed.py

@@ -234,6 +234,8 @@ def test_pair_task_takes_two_columns(other_runs, label):
     assert [tuple(row[width:]) for row in rows] == texts
     with pytest.raises(UserError, match="text.txt:2: expected 2 non-empty column"):
         label(other_runs[0], ["a\tb", "a"], "--method", "english")
+    with pytest.raises(ValueError, match="this head labels pairs"):
+        evaluation.classify(other_runs[0], ["a", "b"], lang="ko", method="english")
 
 
 def test_line_whose_embedding_is_not_finite_is_named(other_runs, label, monkeypatch):
