@@ -428,7 +428,7 @@ def test_what_a_notebook_may_give(encoder):
         with pytest.raises(ValueError, match="match|labels"):
             call()
     arrays = [part.detach().double().numpy() for part in (x, x + 1, x, x + 1)]
-    assert torch.allclose(solve("shift", *arrays).map(x), x + 1)
+    assert torch.allclose(solve("shift", *arrays).map(x), x.float() + 1)
     assert train_heads(arrays[0], y.tolist(), 2, steps=1)["weight"].shape == (5, 2, x.shape[1])
 
 
