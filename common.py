@@ -120,9 +120,8 @@ def shuffled(encoder, rows, batch, generator, progress):
         chunk = sorted(chunk.tolist(), key=lambda i: len(rows[i]["input_ids"]))
         parts += [chunk[i : i + batch] for i in range(0, len(chunk), batch)]
     for number in bar(torch.randperm(len(parts), generator=generator).tolist(), desc=progress):
-        index = (
-            parts[number][RANK::WORLD] or parts[number][:1]
-        )  # this rank's share, or a row: none waits
+        # this rank's share; a rank without rows takes one, so that all ranks step together
+        index = parts[number][RANK::WORLD] or parts[number][:1]
         yield index, pad([rows[i] for i in index], encoder.tokenizer, encoder.lm.device)
 
 
@@ -230,7 +229,7 @@ class Inside(nn.Module):
             raise ValueError("another Inside is active in this encoder; leave its `with` block")
         encoder.inside = self
 
-        def add(down, up, layer, inputs, out):  # forward hook, h (B, T, in), out = W h
+        def add(down, up, layer, inputs, out):  # forward hook, h (B, T, in), out = W h + b
             h = inputs[0]
             return out + h @ down.T.to(h.dtype) @ up.T.to(h.dtype)
 
@@ -437,7 +436,7 @@ def path_of(out, kind, lang, via, method, arch, n, residuals, seed):
 
 
 def find(out, kind, digest, **fields):
-    """Load the only file with these fields (None fits any). Raises UserError with the command that makes it."""
+    """Load the only file with these fields (None fits any) for the LM `digest`, or name the command that makes it."""
     wanted = {name: value for name, value in fields.items() if value is not None}
     files = [load(path, kind) | {"path": path} for path in sorted(Path(out).glob(f"{kind}-*.pt"))]
     fits = [file for file in files if wanted.items() <= file.items()]
@@ -597,7 +596,8 @@ def make_parser(doc, step):
         flag("--n", type=int, help="pairs per language (default: all; later: the only one found)")
         methods = METHODS if step > 2 else {name: METHODS[name] for name in ("langalign", "rev")}
         method = ", ".join(f"{name}: {text}" for name, text in methods.items())
-        method = f"training data of the head. {method} (default: langalign, or rev for inside)"
+        what = "training data of the head" if step > 2 else "direction of A"
+        method = f"{what}. {method} (default: langalign, or rev for inside)"
         flag("--method", choices=methods, help=method)
     if step > 2:
         flag("--via", nargs="+", metavar="LANG", help="languages of the aligner (default: --lang)")

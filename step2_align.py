@@ -86,7 +86,9 @@ def solve(arch, x, y, held_x, held_y, ridges=(1e-3, 0.01, 0.03, 0.1, 0.3, 1.0, 3
         for share in ridges:
             W = torch.eye(len(V)) + V @ (right / (values + share * values.mean())[:, None])
             mse = F.mse_loss((held_x - x.mean(0)) @ W.float() + y.mean(0), held_y).item()
-            if not mse >= best:  # also true for NaN, so a NaN result is not hidden
+            if not mse < float("inf"):
+                raise UserError(f"the held-out MSE is {mse}; are all embeddings finite?")
+            if mse < best:
                 best, aligner.f.weight.data = mse, W.T.float().contiguous()
     return aligner
 
@@ -94,7 +96,7 @@ def solve(arch, x, y, held_x, held_y, ridges=(1e-3, 0.01, 0.03, 0.1, 0.3, 1.0, 3
 # Ours: A inside the frozen LM -------------------------------------------------------------------
 def fit_inside(inside, encoder, texts, y, held, held_y, epochs=None, lr=3e-3, batch=32, seed=0):
     """Minimise Eq. 1 reversed, |e_A(T(d)) - e(d)|^2: e_A is the frozen encoder with A active, `texts` are T(d),
-    y = e(d) (N, D). Default: at least 4 epochs and 180 steps. Keeps the last one, returns held-out MSEs."""
+    y = e(d) (N, D). Default: at least 4 epochs and 180 steps. Keeps the last epoch, returns the held-out MSEs."""
     if not 1 < len(texts) == len(y):
         raise ValueError(f"{len(texts)} texts, y has {len(y)} rows; they must match (at least 2)")
     encoder.eval()  # no dropout in the LM
@@ -134,9 +136,8 @@ def check_pairs(english, target, x, y, task_x):
     spread = task_x.var(0).sum().sqrt()  # total standard deviation
     gap, gap_y = ((t.mean(0) - task_x.mean(0)).norm().div(spread).item() for t in (x, y))
     say(f"domain gap between the pairs' English and the task's: {gap:.2f} standard deviations")
-    if (
-        gap > 0.1 + len(x) ** -0.5
-    ):  # n rows of the task itself differ by 1 / sqrt(n); 0.1: RESULTS.md
+    # n rows of the task itself have a gap of 1 / sqrt(n) by chance; 0.1: data/RESULTS.md
+    if gap > 0.1 + len(x) ** -0.5:
         warn("the pairs are far from the task's text; expect no gain; --arch inside may even hurt")
     if gap_y < 0.8 * gap:
         warn("the translations are nearer to the task's text; are the columns swapped?")
@@ -146,8 +147,10 @@ def check_pairs(english, target, x, y, task_x):
 def measure(predicted, y, mean, most=2_000):
     """Return MSE, mean cosine, R^2 and P@1 (for `most` rows) of predicted and y (N, D), training mean (D,)."""
     mse, cosine = F.mse_loss(predicted, y).item(), F.cosine_similarity(predicted, y).mean().item()
-    r2 = 1 - mse / F.mse_loss(mean.expand_as(y), y).item()
-    i = torch.linspace(0, len(y) - 1, min(most, len(y))).long()  # evenly: sorted by language
+    r2 = 1 - mse / max(F.mse_loss(mean.expand_as(y), y).item(), 1e-12)
+    i = torch.linspace(
+        0, len(y) - 1, min(most, len(y))
+    ).long()  # evenly, as rows are sorted by language
     predicted, y = predicted[i], y[i]
     similarity = F.normalize(predicted, dim=1) @ F.normalize(y, dim=1).T  # (N, N)
     nearest = y[similarity.argmax(1)]  # compared by value: a row may recur in several languages
@@ -190,7 +193,7 @@ def main():
     task, _ = load_task(info, "en", "train")
     task = [task[i] for i in fixed_order(len(task))[:2_000]]
     x, y = cached(encoder, args.out, [*english, *target]).split(len(english))
-    task_x = cached(encoder, args.out, task)  # may be pairs of texts where the others are single
+    task_x = cached(encoder, args.out, task)  # apart: pairs of texts, or single ones
     gap = check_pairs(english, target, x, y, task_x)
 
     if fields["method"] == "rev":

@@ -107,9 +107,9 @@ def main():
     train = partial(train_heads, classes=len(info["labels"]), seeds=seeds, l2=args.l2)
     more = {name: info[name] for name in ("lm", "labels", "two_texts")} | {"l2": args.l2}
 
-    english, residuals = (x, y, dev_x), None  # the baseline of every table
+    english, residuals, aligned = (x, y, dev_x), None, {}  # english: the baseline of every table
     if method == "rev":  # the head is the English one, and A is stored for inference
-        more |= {"aligner": art["aligner"], "state": art["state"]}
+        aligned = {"aligner": art["aligner"], "state": art["state"]}
     elif method == "langalign":  # the head learns from A(e(d_en))
         aligner = build_aligner(art, encoder.lm)
         if args.residuals:  # r = e(T(d)) - A(e(d)) of every pair, (n, D)
@@ -128,17 +128,18 @@ def main():
     elif method in ("translated", "mixed"):  # mixed: plus the untranslated English rows
         source, target, target_y = load_translated(info, args.lang, args.n, labelled=True)
         fields["n"] = len(target)
-        translated = set(source if method == "mixed" else texts)
-        rest = [i for i, text in enumerate(texts) if text not in translated]
+        source = set(source)
+        rest = [i for i, text in enumerate(texts) if method == "mixed" and text not in source]
         x, y = torch.cat([cache(target), x[rest]]), torch.cat([target_y, y[rest]])
 
-    baseline, (x_en, y_en, dev_en) = describe("", "english", seed=args.seed), english
+    x_en, y_en, dev_en = english
+    baseline = describe("", "english", seed=args.seed)
     heads = train(x_en.to(device), y_en)
     save_heads(args.out, baseline, heads, dev_en, dev_y, len(x_en), **more)
     if method not in ("english", "rev"):
         heads = train(x.to(device), y, residuals=residuals)
     if method != "english":
-        save_heads(args.out, fields, heads, dev_x, dev_y, len(x), **more)
+        save_heads(args.out, fields, heads, dev_x, dev_y, len(x), **more, **aligned)
 
 
 if __name__ == "__main__":
