@@ -314,7 +314,8 @@ def describe_task(data, task):
 
 def load_task(info, lang, split):
     """Load <lang>/<split>.tsv -> (texts, y (N,) int64)."""
-    path, header = Path(info["data"], info["task"], lang, f"{split}.tsv"), ROWS[info["two_texts"]]
+    path = Path(info["data"], info["task"], lang, f"{split}.tsv")
+    header = ROWS[1] if info["two_texts"] else ROWS[0]
     rows = read_tsv(path, header, labels=info["labels"])
     return [row[1:] for row in rows], torch.tensor([info["labels"].index(row[0]) for row in rows])
 

@@ -94,7 +94,7 @@ def load_classifier(out, lang, device="cpu", dtype=None, batch_tokens=None, **fl
 
     def classifier(texts):
         texts = [(text,) if isinstance(text, str) else tuple(text) for text in texts]
-        if any(len(text) != 1 + head["two_texts"] for text in texts):
+        if any(len(text) != (2 if head["two_texts"] else 1) for text in texts):
             raise ValueError(f"this head labels {'pairs' if head['two_texts'] else 'single texts'}")
         rows = logits_of(head, encoder, partial(encode, encoder), texts).softmax(2).mean(0)
         return [head["labels"][i] for i in rows.argmax(1)], rows
@@ -110,7 +110,7 @@ def classify(out, texts, lang, **flags):
 
 def predict(source, file, classifier, args):
     """Print label, probability (--all: of each label) and text (--text) for each line of an open file."""
-    columns = ROWS[classifier.head["two_texts"]].split()[1:]
+    columns = ["text", "text_b"] if classifier.head["two_texts"] else ["text"]
     if args.all:
         say("label", *classifier.head["labels"], *(columns if args.text else ()), sep="\t")
     rows, done = read_texts(source, file, len(columns)), 0
