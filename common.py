@@ -25,6 +25,7 @@ import torch
 import torch.distributed as dist
 import transformers
 from torch import nn
+from transformers.utils import cached_file
 from tqdm import tqdm
 
 BATCH_TOKENS = {"cpu": 1_024, "cuda": 65_536}  # per encoding batch, with padding; others: 16,384
@@ -459,6 +460,19 @@ def find(out, kind, digest, **fields):
     raise UserError(f"{out}: {problem}; run: python {command} (found: {names}{hint})")
 
 
+def load_tokenizer(name):
+    """Return AutoTokenizer with the parts of tokenizer.json, which some classes of transformers change."""
+    find_file = partial(cached_file, name, _raise_exceptions_for_missing_entries=False)
+    if find_file("adapter_config.json"):
+        raise ValueError("it holds an adapter; merge it into the LM first (peft: merge_and_unload)")
+    tokenizer = transformers.AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+    if (file := find_file("tokenizer.json")) and hasattr(tokenizer, "backend_tokenizer"):
+        own = type(tokenizer.backend_tokenizer).from_file(file)
+        for part in ("model", "normalizer", "pre_tokenizer", "post_processor", "decoder"):
+            setattr(tokenizer.backend_tokenizer, part, getattr(own, part))
+    return tokenizer
+
+
 def load_pretrained(name, pool="mean", max_len=256, texts=(), **options):
     """Return an Encoder, in fp32, from a hub name or a folder, after a trial on the longest of `texts`."""
     flags = {"dtype": torch.float32, "output_loading_info": True, "trust_remote_code": False}
@@ -467,8 +481,8 @@ def load_pretrained(name, pool="mean", max_len=256, texts=(), **options):
     logs.set_verbosity_error()
     logs.disable_progress_bar()
     try:
+        tokenizer = load_tokenizer(name)
         lm, report = transformers.AutoModel.from_pretrained(name, **flags)
-        tokenizer = transformers.AutoTokenizer.from_pretrained(name, trust_remote_code=False)
         lm.pooler = None  # BERT's own, unused here
         kind = type(lm).__name__
         if lm.config.is_encoder_decoder or tokenizer.pad_token_id is None:

@@ -79,6 +79,8 @@ def evaluate(lang, heads, encoder, embed, info, split="test"):
         record = {field: head[field] for field in describe(lang)} | shared
         record |= {"heads": len(hit), "accuracy": hit.mean().item(), "accuracy_std": std}
         records.append(record | {"gain": gains.mean(), "interval": bootstrap(gains, premises)})
+    if min(record["accuracy"] for record in records) < majority - 0.15:
+        warn("a head is far below the majority class; do the labels mean the same as in English?")
     return records
 
 

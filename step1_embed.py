@@ -25,9 +25,7 @@ def tune(encoder, texts, y, dev_texts, dev_y, epochs=3, lr=5e-5, batch=32, seed=
     """Fine-tune e(.) with a linear classifier on top, labels y (N,) (paper, Step 1). Keeps the best dev epoch,
     discards the classifier, returns loss and dev accuracy per epoch. Word embeddings stay frozen (our choice)."""
     torch.manual_seed(seed)
-    encoder.lm.get_input_embeddings().requires_grad_(
-        False
-    )  # English would move only English tokens
+    encoder.lm.get_input_embeddings().requires_grad_(False)  # English moves only its own tokens
     head = nn.Linear(encoder.dim, int(y.max()) + 1)
     model = nn.Sequential(encoder, nn.Dropout(dropout), head).to(encoder.lm.device)
     steps = epochs * math.ceil(len(y) / batch)

@@ -297,6 +297,14 @@ def test_a_model_without_special_tokens(world, tmp_path):
     assert encode(encoder, ["good", "good film"]).isfinite().all()
 
 
+def test_the_tokens_are_those_of_tokenizer_json(world, tmp_path):
+    model = shutil.copytree(world.encoder, tmp_path / "model")
+    config = '{"tokenizer_class": "RobertaTokenizer", "pad_token": "<pad>"}'
+    (model / "tokenizer_config.json").write_text(config)
+    encoders = common.load_pretrained(world.encoder), common.load_pretrained(model)
+    assert encoders[0].tokenize(["good film"]) == encoders[1].tokenize(["good film"])
+
+
 def break_model(folder, fault):
     weights, config = load_file(folder / "model.safetensors"), folder / "config.json"
     words = weights["embeddings.word_embeddings.weight"]
@@ -312,6 +320,8 @@ def break_model(folder, fault):
     elif fault == "ids beyond the table":
         config.write_text(re.sub(r'"vocab_size": \d+', '"vocab_size": 20', config.read_text()))
         weights["embeddings.word_embeddings.weight"] = words[:20].clone()
+    elif fault == "adapter":
+        (folder / "adapter_config.json").write_text("{}")
     elif fault == "not finite":
         words[10] = float("nan")
     else:
@@ -326,6 +336,7 @@ def break_model(folder, fault):
         ("no padding", "no padding token"),
         ("no room", "is tokenizer.json missing?"),
         ("ids beyond the table", "has no embedding in this LM"),
+        ("adapter", "merge it into the LM first"),
         ("not finite", "is not finite"),
         ("missing weights", "encoder.layer.1.output.dense.weight"),
     ],

@@ -48,7 +48,9 @@ def judge(tmp_path):
     return run
 
 
-def test_accuracy_and_gain_by_hand(judge):
+def test_accuracy_and_gain_by_hand(judge, capsys):
+    judge(planted([1, 0, 1, 1]))
+    assert "do the labels mean the same" in capsys.readouterr().err
     records = judge(planted([0, 1, 0, 0], [0, 1, 0, 1]))
     english, langalign = records.values()
     assert english["accuracy"] == (2 / 4 + 3 / 4) / 2 and english["gain"] == 0
