@@ -5,11 +5,15 @@
     python data/experiments.py --out runs/nusax0 --lang jv --inside                  # only A inside the LM
     python data/experiments.py --out runs/nusax0 --pool jv su min --lang ban ace     # one A for all of them
     python data/experiments.py --out runs/nusax0 --lang jv --distil --lr 1e-4        # train the LM instead
+    python data/experiments.py --out runs/nusax0 --lang jv --noise drop 0.2 --n 100  # worse translations
     python data/experiments.py --table runs/nusax0 runs/nusax1 --over "fc residuals" # means over run folders
+    python data/experiments.py --table runs/nolly? --lang ha yo --minus ha-mt yo-mt  # people minus machine
+    python data/experiments.py --table runs/nolly? --lang ha yo --bench              # n that equals native rows
 
 Reads   <out>/ of step 1, and the task's en, <lang>/test, dev and translated.tsv.
 Writes  <out>/experiments.json, one record per method, language, n and seed. The same command adds what
-        is missing, so that a stopped one continues.
+        is missing, so that a stopped one continues. Of pairs with the same English the first counts, so that
+        two translations of the same rows are compared at the same n.
 Expect  with --pool rows of --table for languages "seen", "unseen", and with "own" pairs, which --own adds.
 """
 
@@ -20,7 +24,7 @@ import json
 import sys
 import time
 from functools import cache, partial
-from itertools import product
+from itertools import combinations, product
 from pathlib import Path
 
 import numpy as np
@@ -29,8 +33,8 @@ import torch.nn.functional as F
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from common import Aligner, Inside, UserError, cached, check_flags, encode, hold_out, load_encoder
-from common import load_english, load_task, load_translated, logits, one_line_error, pick_device
-from common import run, write_atomic
+from common import fixed_order, load_english, load_task, load_translated, logits, one_line_error
+from common import pick_device, run, write_atomic
 from eval import bootstrap
 from step2_align import fit, fit_inside, solve
 from step3_head import train_heads
@@ -44,22 +48,43 @@ SEEDS = {"fc": range(3), "ae": range(3)}  # the closed forms need no seed
 class Language:
     """English rows, the English head and the test rows of one language: what the methods share."""
 
-    def __init__(self, encoder, info, out, lang):
-        self.encoder, self.info, self.lang = encoder, info, lang
+    def __init__(self, encoder, info, out, noise, lang):
+        self.encoder, self.info, self.noise, self.lang = encoder, info, noise, lang
         self.cache = partial(cached, encoder, out)
         self.texts, self.y, dev_texts, self.dev_y = load_english(info)
         self.x, self.dev_x = self.cache(self.texts), self.cache(dev_texts)  # (N, D), (M, D)
         self.test_texts, self.test_y = load_task(info, lang, "test")
-        self.test_x = self.cache(self.test_texts)
+        self.own_dev_texts, self.own_dev_y = load_task(info, lang, "dev")
+        self.test_x, self.own_dev_x = self.cache(self.test_texts), self.cache(self.own_dev_texts)
         self.premises = np.unique([text[0] for text in self.test_texts], return_inverse=True)[1]
         self.english = self.heads(self.x, self.y)
 
     def heads(self, x, y, residuals=None, **options):
         return train_heads(x, y, len(self.info["labels"]), residuals, **options)
 
-    def record(self, method, heads, test_x=None, dev_x=None, out=None, **fields):
-        """Return accuracy, gain over English with its interval, and calibration of heads on test_x, or of their
-        logits `out`. test_x, dev_x: of test and English dev rows (default: embeddings by the LM alone)."""
+    def pairs(self, lang, n=None, subset=0, labelled=False):
+        """Return load_translated's n pairs with distinct English, their translations with noise."""
+        english, target, y = load_translated(self.info, lang, labelled=labelled)
+        rows = np.argsort(fixed_order(len(english))).tolist()  # in the order of the file
+        first = {english[i]: i for i in reversed(rows)}
+        rows = [i for i in rows if first[english[i]] == i]
+        if n is not None and n > len(rows):
+            raise UserError(
+                f"--n {n}: {lang} has {len(rows)} pairs with distinct English; use fewer"
+            )
+        rows = [rows[i] for i in fixed_order(len(rows), subset)[:n]]
+        english, target = [english[i] for i in rows], [target[i] for i in rows]
+        target = add_noise(target, *self.noise, subset) if self.noise else target
+        return english, target, y[rows] if labelled else None
+
+    def record(self, method, heads, test_x=None, dev_x=None, own_dev_x=None, out=None, **fields):
+        """Return accuracy on test and on the language's dev rows, gain over English with its interval, and calibration
+        of heads. test_x, dev_x, own_dev_x: of test rows, English and own dev rows (default: embeddings by the LM
+        alone). out: logits on test rows, without accuracy on dev rows."""
+        if out is None:
+            own_dev_x = self.own_dev_x if own_dev_x is None else own_dev_x
+            hits = logits(heads, own_dev_x).argmax(2) == self.own_dev_y
+            fields["dev"] = hits.double().mean().item()
         out = logits(heads, self.test_x if test_x is None else test_x) if out is None else out
         english = logits(self.english, self.test_x)  # (S, N, C), as out
         hits, baseline = ((x.argmax(2) == self.test_y).double().mean(0) for x in (out, english))
@@ -80,15 +105,109 @@ class Language:
         return {"lang": self.lang, "method": method} | fields
 
 
+# Worse translations, and rivals that need none ---------------------------------------------------
+def add_noise(texts, kind, share, seed=0):
+    """Return texts (tuples) with this share of the words of each dropped or replaced by another word of `texts`,
+    or with this share of whole texts swapped. Words are what spaces separate, and one word is always kept."""
+    rng = np.random.default_rng(seed)
+    if kind == "swap":
+        rows = rng.permutation(len(texts))[: round(share * len(texts))].tolist()
+        moved = dict(zip(rows, rows[1:] + rows[:1]))  # each takes the next one's text
+        return [texts[moved.get(i, i)] for i in range(len(texts))]
+    words = sorted({word for text in texts for part in text for word in part.split()})
+    number = {word: i for i, word in enumerate(words)}
+
+    def change(part):
+        old = part.split()
+        count = round(share * len(old))
+        hit = set(rng.permutation(len(old))[: min(count, len(old) - 1)].tolist())
+        if kind == "drop":
+            return " ".join(word for i, word in enumerate(old) if i not in hit)
+        steps = rng.integers(1, max(2, len(words)), len(old))  # to another word, never to itself
+        new = [words[(number[word] + step) % len(words)] for word, step in zip(old, steps)]
+        return " ".join(new[i] if i in hit else word for i, word in enumerate(old))
+
+    return [tuple(map(change, text)) for text in texts]
+
+
+def xite(x, y, target, share=0.5):
+    """Return rows and labels to train a head on, by XITE (arXiv 2604.23589): each unlabelled target embedding
+    (M, D) takes the label of its nearest English row, by the cosine, of x (N, D), y (N,), and the two are
+    interpolated. After the paper's abstract. Ours: `share` of the target, no projection by LDA, English rows stay."""
+    nearest = (F.normalize(target, dim=1) @ F.normalize(x, dim=1).T).argmax(1)  # (M,)
+    return torch.cat([x, share * target + (1 - share) * x[nearest]]), torch.cat([y, y[nearest]])
+
+
+def clusters(x, k, rng, rounds=20):
+    """Return k centres (k, D) of the unit vectors x (N, D), by k-means with the cosine."""
+    centres = x[rng.permutation(len(x))[:k]]
+    for _ in range(rounds):
+        sums = torch.zeros_like(centres).index_add(0, (x @ centres.T).argmax(1), x)
+        centres = F.normalize(sums, dim=1)
+    return centres
+
+
+def match(a, b, rng, starts=10):
+    """Return the order of b's rows and columns in which (k, k) similarities b fit a best: swaps from random orders."""
+    found = []
+    for order in (rng.permutation(len(a)) for _ in range(starts)):
+        best, last = -np.inf, None
+        while best != last:
+            last = best
+            for i, j in combinations(range(len(a)), 2):
+                order[[i, j]] = order[[j, i]]
+                score = (a * b[order][:, order]).sum()
+                if score > best:
+                    best = score
+                else:
+                    order[[i, j]] = order[[j, i]]
+        found.append((best, order.tolist()))
+    return max(found)[1]
+
+
+def unpaired(x, y, start="anchors", k=20, runs=10, neighbours=10, rounds=30, seed=0):
+    """Return the orthogonal Aligner from English x (N, D) to target y (M, D) without pairs, as mini-vec2vec (arXiv
+    2510.02348): rows are compared by their cosines to the matched centres of `runs` clusterings, each takes the mean
+    of its nearest target rows as its pair, Procrustes fits W, and W's own neighbours refine it. start "identity"
+    (ours) compares rows of the one LM at once. Not included: smoothing, and the refinement by clusters."""
+    rng = np.random.default_rng(seed)
+    X, Y = (F.normalize(t - t.mean(0), dim=1) for t in (x, y))
+    similarity = X @ Y.T  # (N, M)
+    if start == "anchors":
+        similarity = 0
+        for _ in range(runs):
+            a, b = clusters(X, k, rng), clusters(Y, k, rng)
+            b = b[match((a @ a.T).numpy(), (b @ b.T).numpy(), rng)]
+            left, right = F.normalize(X @ a.T, dim=1), F.normalize(Y @ b.T, dim=1)
+            similarity = similarity + left @ right.T
+    eye = torch.eye(x.shape[1])
+    for _ in range(rounds):
+        pairs = Y[similarity.topk(min(neighbours, len(Y)), 1).indices].mean(1)  # (N, D)
+        u, _, vt = torch.linalg.svd(X.T @ pairs + 1e-3 * eye)  # directions without data stay
+        similarity = X @ (u @ vt) @ Y.T
+    aligner = Aligner("procrustes", x.shape[1])
+    aligner.mean_x, aligner.mean_y = x.mean(0), y.mean(0)
+    aligner.f.weight.data = (u @ vt).T.contiguous()
+    return aligner
+
+
 def methods_without_pairs(L):
-    """Yield the records of English heads, centred, native rows and a ceiling."""
+    """Yield the records of English heads, methods on unlabelled text, native rows and a ceiling. Unlabelled are the
+    dev texts, and "all texts": with the train texts or, without any, the translations."""
     yield L.record("english", L.english)
     yield L.record("english, l2 0.2", L.heads(L.x, L.y, l2=0.2))
-    unlabelled = L.cache(load_task(L.info, L.lang, "dev")[0])
-    yield L.record("centred", L.heads(L.x - L.x.mean(0) + unlabelled.mean(0), L.y))
-    if Path(L.info["data"], L.info["task"], L.lang, "train.tsv").exists():
-        texts, y = load_task(L.info, L.lang, "train")
-        yield L.record("native", L.heads(L.cache(texts), y))
+    native = Path(L.info["data"], L.info["task"], L.lang, "train.tsv").exists()
+    texts, y = load_task(L.info, L.lang, "train") if native else (L.pairs(L.lang)[1], None)
+    x = L.cache(texts)
+    for name, target in ("", L.own_dev_x), (", all texts", torch.cat([L.own_dev_x, x])):
+        yield L.record(f"centred{name}", L.heads(L.x - L.x.mean(0) + target.mean(0), L.y))
+        yield L.record(f"xite{name}", L.heads(*xite(L.x, L.y, target)))
+        for start in ("anchors", "identity"):
+            aligner = unpaired(L.x, target, start)
+            heads, dev_x = L.heads(aligner.map(L.x), L.y), aligner.map(L.dev_x)
+            yield L.record(f"unpaired from {start}{name}", heads, dev_x=dev_x)
+    if native:
+        yield L.record("native", L.heads(x, y))
 
     # No method: each fifth of the test rows has heads trained on the labels of the others
     fold, out = torch.from_numpy(L.premises % 5), logits(L.english, L.test_x)
@@ -101,10 +220,10 @@ def methods_without_pairs(L):
 def methods_of_n(L, n, subset):
     """Yield the records of heads on n translations, and of each A with and without residuals. With all pairs
     (n None) more of these follow, and controls."""
-    english, target, y_pairs = load_translated(L.info, L.lang, n, labelled=True, seed=subset)
+    english, target, y_pairs = L.pairs(L.lang, n, subset, labelled=True)
     x, y = L.cache(english), L.cache(target)  # e(d_en), e(T(d_en)): (n, D)
     fields = {"n": len(english), "subset": subset}
-    if n is None and subset == 0:
+    if n is None and subset == 0 and not L.noise:
         yield from methods_without_pairs(L)
     yield L.record("translated", L.heads(y, y_pairs), **fields)
     translated = set(english)
@@ -114,8 +233,8 @@ def methods_of_n(L, n, subset):
 
     train, held = hold_out(english)
     pairs = x[train], y[train], x[held], y[held]
-    arches = ["fc", "linear", "shift"] if n else ["fc", "ae", "linear", "procrustes", "shift"]
-    for arch, seed in [(a, s) for a in arches for s in SEEDS.get(a, [0])]:
+    arches = ["fc", "ae", "linear", "shift"] + ([] if n else ["procrustes"])
+    for arch, seed in [(a, s) for a in arches for s in SEEDS.get(a, [0])[: 1 if n else None]]:
         torch.manual_seed(seed)
         if arch in SEEDS:
             aligner = Aligner(arch, L.encoder.dim)
@@ -126,10 +245,11 @@ def methods_of_n(L, n, subset):
         r, a, dev_x = y - aligner.map(x), aligner.map(L.x), aligner.map(L.dev_x)
         yield L.record(arch, L.heads(a, L.y), dev_x=dev_x, **fields)
         yield L.record(f"{arch} residuals", L.heads(a, L.y, r), dev_x=dev_x, **fields)
-        if arch == "fc" and not n:
+        if arch == "fc":
             back = Aligner("fc", L.encoder.dim)
             fit(back, y[train], x[train], y[held], x[held], seed=seed)
-            yield L.record("rev fc", L.english, back.map(L.test_x), **fields)
+            own = {"test_x": back.map(L.test_x), "own_dev_x": back.map(L.own_dev_x)}
+            yield L.record("rev fc", L.english, **own, **fields)
         if arch == "fc" and not n and seed == 0:
             heads = L.heads(L.x, L.y, r - r.mean(0))
             yield L.record("english + residuals, no A", heads, **fields)
@@ -162,7 +282,7 @@ def inside_of(*languages, kind, pool, n, subset, own, owner, lr, epochs):
     L, english, target, sizes = languages[0], [], [], {}
     counts = dict.fromkeys(pool, n) | ({owner: own} if own else {})
     for lang, count in counts.items():
-        pairs = load_translated(L.info, lang, count, seed=subset)
+        pairs = L.pairs(lang, count, subset)
         english, target, sizes[lang] = english + pairs[0], target + pairs[1], len(pairs[0])
     y, (train, held) = L.cache(english), hold_out(english)  # y = e(d_en), (n, D)
     texts, held_texts = [target[i] for i in train], [target[i] for i in held]
@@ -182,12 +302,10 @@ def inside_of(*languages, kind, pool, n, subset, own, owner, lr, epochs):
             others = f" and {own} of another" if own and role != "own" else ""
             each = f", {n} each" if n else ""
             name = f"inside of {' '.join(pool)}{others}{each}{options}, {role}"
-        dev_texts, dev_y = load_task(L.info, L.lang, "dev")
         with inside.on(L.encoder):
-            test_x, dev_x = encode(L.encoder, L.test_texts), encode(L.encoder, dev_texts)
-        fields["dev"] = (logits(L.english, dev_x).argmax(2) == dev_y).double().mean().item()
+            test_x, own_dev_x = encode(L.encoder, L.test_texts), encode(L.encoder, L.own_dev_texts)
         fields |= {"n": sizes.get(L.lang), "seen": L.lang in sizes}
-        yield L.record(name, L.english, test_x, **fields)
+        yield L.record(name, L.english, test_x, own_dev_x=own_dev_x, **fields)
 
 
 def read_records(folder):
