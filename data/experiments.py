@@ -24,7 +24,7 @@ import json
 import sys
 import time
 from functools import cache, partial
-from itertools import combinations, product
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -36,6 +36,7 @@ from common import Aligner, Inside, UserError, cached, check_flags, encode, hold
 from common import fixed_order, load_english, load_task, load_translated, logits, one_line_error
 from common import pick_device, run, write_atomic
 from eval import bootstrap
+from rivals import NOISE, add_noise, unpaired, xite
 from step2_align import fit, fit_inside, solve
 from step3_head import train_heads
 
@@ -103,92 +104,6 @@ class Language:
             gap = confidence - (guess == self.test_y).float()
             fields[name] = torch.zeros(10).index_add(0, bin_of, gap).abs().sum().item() / len(gap)
         return {"lang": self.lang, "method": method} | fields
-
-
-# Worse translations, and rivals that need none ---------------------------------------------------
-def add_noise(texts, kind, share, seed=0):
-    """Return texts (tuples) with this share of the words of each dropped or replaced by another word of `texts`,
-    or with this share of whole texts swapped. Words are what spaces separate, and one word is always kept."""
-    rng = np.random.default_rng(seed)
-    if kind == "swap":
-        rows = rng.permutation(len(texts))[: round(share * len(texts))].tolist()
-        moved = dict(zip(rows, rows[1:] + rows[:1]))  # each takes the next one's text
-        return [texts[moved.get(i, i)] for i in range(len(texts))]
-    words = sorted({word for text in texts for part in text for word in part.split()})
-    number = {word: i for i, word in enumerate(words)}
-
-    def change(part):
-        old = part.split()
-        count = round(share * len(old))
-        hit = set(rng.permutation(len(old))[: min(count, len(old) - 1)].tolist())
-        if kind == "drop":
-            return " ".join(word for i, word in enumerate(old) if i not in hit)
-        steps = rng.integers(1, max(2, len(words)), len(old))  # to another word, never to itself
-        new = [words[(number[word] + step) % len(words)] for word, step in zip(old, steps)]
-        return " ".join(new[i] if i in hit else word for i, word in enumerate(old))
-
-    return [tuple(map(change, text)) for text in texts]
-
-
-def xite(x, y, target, share=0.5):
-    """Return rows and labels to train a head on, by XITE (arXiv 2604.23589): each unlabelled target embedding
-    (M, D) takes the label of its nearest English row, by the cosine, of x (N, D), y (N,), and the two are
-    interpolated. After the paper's abstract. Ours: `share` of the target, no projection by LDA, English rows stay."""
-    nearest = (F.normalize(target, dim=1) @ F.normalize(x, dim=1).T).argmax(1)  # (M,)
-    return torch.cat([x, share * target + (1 - share) * x[nearest]]), torch.cat([y, y[nearest]])
-
-
-def clusters(x, k, rng, rounds=20):
-    """Return k centres (k, D) of the unit vectors x (N, D), by k-means with the cosine."""
-    centres = x[rng.permutation(len(x))[:k]]
-    for _ in range(rounds):
-        sums = torch.zeros_like(centres).index_add(0, (x @ centres.T).argmax(1), x)
-        centres = F.normalize(sums, dim=1)
-    return centres
-
-
-def match(a, b, rng, starts=10):
-    """Return the order of b's rows and columns in which (k, k) similarities b fit a best: swaps from random orders."""
-    found = []
-    for order in (rng.permutation(len(a)) for _ in range(starts)):
-        best, last = -np.inf, None
-        while best != last:
-            last = best
-            for i, j in combinations(range(len(a)), 2):
-                order[[i, j]] = order[[j, i]]
-                score = (a * b[order][:, order]).sum()
-                if score > best:
-                    best = score
-                else:
-                    order[[i, j]] = order[[j, i]]
-        found.append((best, order.tolist()))
-    return max(found)[1]
-
-
-def unpaired(x, y, start="anchors", k=20, runs=10, neighbours=10, rounds=30, seed=0):
-    """Return the orthogonal Aligner from English x (N, D) to target y (M, D) without pairs, as mini-vec2vec (arXiv
-    2510.02348): rows are compared by their cosines to the matched centres of `runs` clusterings, each takes the mean
-    of its nearest target rows as its pair, Procrustes fits W, and W's own neighbours refine it. start "identity"
-    (ours) compares rows of the one LM at once. Not included: smoothing, and the refinement by clusters."""
-    rng = np.random.default_rng(seed)
-    X, Y = (F.normalize(t - t.mean(0), dim=1) for t in (x, y))
-    similarity = X @ Y.T  # (N, M)
-    if start == "anchors":
-        similarity = 0
-        for _ in range(runs):
-            a, b = clusters(X, k, rng), clusters(Y, k, rng)
-            b = b[match((a @ a.T).numpy(), (b @ b.T).numpy(), rng)]
-            left, right = F.normalize(X @ a.T, dim=1), F.normalize(Y @ b.T, dim=1)
-            similarity = similarity + left @ right.T
-    eye = torch.eye(x.shape[1])
-    for _ in range(rounds):
-        pairs = Y[similarity.topk(min(neighbours, len(Y)), 1).indices].mean(1)  # (N, D)
-        u, _, vt = torch.linalg.svd(X.T @ pairs + 1e-3 * eye)  # directions without data stay
-        similarity = X @ (u @ vt) @ Y.T
-    aligner = Aligner("procrustes", x.shape[1])
-    aligner.mean_x, aligner.mean_y = x.mean(0), y.mean(0)
-    aligner.f.weight.data = (u @ vt).T.contiguous()
-    return aligner
 
 
 def methods_without_pairs(L):
@@ -332,13 +247,13 @@ def collect(folders, langs=(), key=lambda r: (r["method"], r.get("n"))):
     return gains
 
 
-def mean_gain(runs, over=None):
+def mean_gain(runs, over=None, field="gain"):
     """Return (mean, half of Student's interval, number) of run folders; the records of a language and then the
     languages of a folder are averaged first. over: runs of another method, subtracted by language."""
     means = {}
     for (folder, lang), records in runs.items():
-        gain = np.mean([r["gain"] for r in records])
-        gain -= np.mean([r["gain"] for r in over[folder, lang]]) if over else 0
+        gain = np.mean([r[field] for r in records])
+        gain -= np.mean([r[field] for r in over[folder, lang]]) if over else 0
         means.setdefault(folder, []).append(gain)
     means = [np.mean(gains) for gains in means.values()]
     error = np.std(means, ddof=1) / len(means) ** 0.5 if len(means) > 1 else 0
@@ -355,7 +270,9 @@ def print_table(folders, langs, over=None):
     header = "      n runs  accuracy   gain  95% over runs  above 0     ECE  tempered"
     print(f"{'method':{width}}{header}")
     for (method, n), runs in gains.items():
-        others = gains.get((over, n)) or gains.get((over, None), {})  # from as many pairs
+        noise = next(iter(runs.values()))[0].get("noise", "")
+        others = gains.get((over, n), {}) or gains.get((over, None), {})  # from as many pairs
+        others = gains.get((f"{over}{noise}", n), others)  # and with the same noise
         if over and not set(runs) <= set(others):
             continue
         mean, half, count = mean_gain(runs, others)
@@ -366,6 +283,54 @@ def print_table(folders, langs, over=None):
         accuracy, ece, tempered = (100 * np.mean(column) for column in columns)
         line = f"{method:{width}}{n or '-':>7}{count:5}{accuracy:10.2f}{100 * mean:+7.2f}"
         print(f"{line}{interval:>14}{clear:5}/{len(rows):<3}{ece:8.1f}{tempered:10.1f}")
+
+
+def print_difference(folders, langs, others):
+    """Print mean accuracy in two lists of languages, compared in order, and the difference with its interval."""
+    if len(langs) != len(others):
+        raise UserError("--minus needs as many languages as --lang, in the same order")
+    left, right = collect(folders, langs), collect(folders, others)
+    width = max(28, *(len(method) for method, _ in left))
+    print(f"{'method':{width}}      n runs{'+'.join(langs):>16}{'+'.join(others):>16}   minus  95%")
+    for (method, n), runs in left.items():
+        pairs = right.get((method, n), {})
+        pairs = {
+            (out, lang): pairs.get((out, dict(zip(langs, others))[lang])) for out, lang in runs
+        }
+        if not all(pairs.values()):
+            continue
+        first, second = (100 * mean_gain(part, None, "accuracy")[0] for part in (runs, pairs))
+        mean, half, count = mean_gain(runs, pairs, "accuracy")
+        interval = f"+-{100 * half:5.2f}" if count > 1 else "one run"
+        line = f"{method:{width}}{n or '-':>7}{count:5}{first:16.2f}{second:16.2f}"
+        print(f"{line}{100 * mean:+8.2f}  {interval}")
+
+
+def print_bench(folders, langs):
+    """Print the smallest n at which the mean accuracy of a method reaches that of a head on all native rows."""
+    points = {}  # {method: {language: {n: [accuracy, ...]}}}
+    for (method, n), runs in collect(folders).items():
+        for (_, lang), records in runs.items():
+            sizes = points.setdefault(method, {}).setdefault(lang, {})
+            sizes.setdefault(n, []).append(np.mean([r["accuracy"] for r in records]))
+    native = {lang: np.mean(sizes[None]) for lang, sizes in points.get("native", {}).items()}
+    # data/prepare.py names the folder of machine translations ha-mt
+    native = {lang: native.get(lang.removesuffix("-mt")) for lang in langs or native}
+    native = {lang: accuracy for lang, accuracy in native.items() if accuracy}
+    if not native:
+        raise UserError(
+            "no records of native; run: python data/experiments.py --out ... --lang ..."
+        )
+    print(f"{'pairs to reach native':40}" + "".join(f"{lang:>9}" for lang in native))
+    print(f"{'native, accuracy':40}" + "".join(f"{100 * y:9.2f}" for y in native.values()))
+    for method, of_lang in points.items():
+        cells = []
+        for lang, goal in native.items():
+            sizes = {n: np.mean(values) for n, values in of_lang.get(lang, {}).items() if n}
+            reached = [n for n, accuracy in sizes.items() if accuracy >= goal]
+            cells.append(str(min(reached)) if reached else f">{max(sizes)}" if sizes else "-")
+        if set(cells) != {"-"}:
+            print(f"{method:40}" + "".join(f"{cell:>9}" for cell in cells))
 
 
 def main(argv=None):
@@ -384,10 +349,22 @@ def main(argv=None):
     flag("--own", nargs="+", type=int, default=[0], metavar="N", help=own)
     flag("--lr", type=float, default=LR, help="learning rate of these three (default: 3e-3)")
     flag("--epochs", type=int, help="epochs of these three (default: at least 4 and 180 steps)")
+    noise = "share of the words, or of the rows, in which KIND (drop, replace or swap) spoils translations"
+    flag("--noise", nargs=2, metavar=("KIND", "SHARE"), help=noise)
     flag("--data", help="root of the data, if it moved since step 1")
     flag("--table", nargs="+", metavar="OUT", help="print means over these run folders")
     flag("--over", metavar="METHOD", help="with --table: print gains over this method")
+    minus = "with --table: print accuracy in --lang minus that in these, in the same order"
+    flag("--minus", nargs="+", metavar="LANG", help=minus)
+    bench = "with --table: print the number of pairs at which each method equals native rows"
+    flag("--bench", action="store_true", help=bench)
     args = p.parse_args(argv)
+    if (args.over or args.minus or args.bench) and not args.table:
+        p.error("--over, --minus and --bench go with --table")
+    if args.minus:
+        return print_difference(args.table, args.lang, args.minus)
+    if args.bench:
+        return print_bench(args.table, args.lang)
     if args.table:
         return print_table(args.table, args.lang, args.over)
     if not (args.out and args.lang + args.pool):
@@ -398,21 +375,32 @@ def main(argv=None):
     for n in [*args.n, *filter(None, args.own)]:  # every flag is checked before any work
         check_flags(argparse.Namespace(**{**vars(args), "n": n, "lang": args.pool + args.lang}))
 
+    kind_of_noise, share = args.noise or ("drop", "0")
+    if kind_of_noise not in NOISE or not share.replace(".", "", 1).isdigit() or float(share) > 1:
+        p.error(
+            f"--noise {kind_of_noise} {share}: expected drop, replace or swap, and a share such as 0.2"
+        )
+    noise = (kind_of_noise, float(share)) if args.noise else None
+    suffix = f", {kind_of_noise} {float(share):g}" if noise else ""
+
     device, dtype, _ = pick_device(argparse.Namespace(device=None, amp=None))
     encoder, info = load_encoder(args.out, device, dtype, args.data)
-    language = cache(partial(Language, encoder, info, args.out))
+    language = cache(partial(Language, encoder, info, args.out, noise))
     done = [[r["job"], r["lang"]] for r in read_records(args.out)]
     pools = [args.pool] if args.pool else [[lang] for lang in args.lang]
     for pool, n, subset, own in product(pools, args.n, range(args.subsets), args.own):
         for owner in args.lang if own else [None]:
             job = {"kind": kind, "pool": pool, "n": n, "subset": subset, "own": own, "owner": owner}
             job |= {"lr": args.lr, "epochs": args.epochs}
+            named = job | ({"noise": suffix} if noise else {})
             tested = pool + args.lang if args.pool else pool
-            todo = [language(lang) for lang in tested if [job, lang] not in done]
+            todo = [language(lang) for lang in tested if [named, lang] not in done]
             if not todo:  # all are recorded
                 continue
             made = inside_of(*todo, **job) if kind else methods_of_n(*todo, n, subset)
-            made = [r | {"job": job} for r in made]
+            made = [
+                r | {"method": r["method"] + suffix, "noise": suffix, "job": named} for r in made
+            ]
             for r in made:
                 print(f"{r['lang']} {r['method']:28} n {r.get('n')} {r['accuracy']:.2%}")
             path = Path(args.out, "experiments.json")
