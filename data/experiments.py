@@ -21,6 +21,7 @@ import argparse
 import contextlib
 import copy
 import json
+import re
 import sys
 import time
 from functools import cache, partial
@@ -191,7 +192,7 @@ class Peer(Inside):
             encoder.lm, encoder.autocast = kept, None
 
 
-def inside_of(*languages, kind, pool, n, subset, own, owner, lr, epochs):
+def inside_of(*languages, kind, pool, n, subset, own, owner, lr, epochs, noise=None):
     """Train A inside the LM, or distil the LM, on n pairs of each language in `pool` and `own` pairs of `owner`,
     and yield the record of each language; its n counts the language's own pairs."""
     L, english, target, sizes = languages[0], [], [], {}
@@ -271,8 +272,8 @@ def print_table(folders, langs, over=None):
     print(f"{'method':{width}}{header}")
     for (method, n), runs in gains.items():
         noise = next(iter(runs.values()))[0].get("noise", "")
-        others = gains.get((over, n), {}) or gains.get((over, None), {})  # from as many pairs
-        others = gains.get((f"{over}{noise}", n), others)  # and with the same noise
+        others = gains.get((over, n)) or gains.get((over, None), {})  # from as many pairs
+        others = gains.get((f"{over}{noise}", n), others)  # with the same noise
         if over and not set(runs) <= set(others):
             continue
         mean, half, count = mean_gain(runs, others)
@@ -293,10 +294,8 @@ def print_difference(folders, langs, others):
     width = max(28, *(len(method) for method, _ in left))
     print(f"{'method':{width}}      n runs{'+'.join(langs):>16}{'+'.join(others):>16}   minus  95%")
     for (method, n), runs in left.items():
-        pairs = right.get((method, n), {})
-        pairs = {
-            (out, lang): pairs.get((out, dict(zip(langs, others))[lang])) for out, lang in runs
-        }
+        found, other = right.get((method, n), {}), dict(zip(langs, others))
+        pairs = {(folder, lang): found.get((folder, other[lang])) for folder, lang in runs}
         if not all(pairs.values()):
             continue
         first, second = (100 * mean_gain(part, None, "accuracy")[0] for part in (runs, pairs))
@@ -314,13 +313,10 @@ def print_bench(folders, langs):
             sizes = points.setdefault(method, {}).setdefault(lang, {})
             sizes.setdefault(n, []).append(np.mean([r["accuracy"] for r in records]))
     native = {lang: np.mean(sizes[None]) for lang, sizes in points.get("native", {}).items()}
-    # data/prepare.py names the folder of machine translations ha-mt
-    native = {lang: native.get(lang.removesuffix("-mt")) for lang in langs or native}
-    native = {lang: accuracy for lang, accuracy in native.items() if accuracy}
+    source = {lang: lang.removesuffix("-mt") for lang in langs or native}  # ha-mt: see prepare.py
+    native = {lang: native[name] for lang, name in source.items() if name in native}
     if not native:
-        raise UserError(
-            "no records of native; run: python data/experiments.py --out ... --lang ..."
-        )
+        raise UserError(f"no records of native; run: python data/experiments.py --out {folders[0]}")
     print(f"{'pairs to reach native':40}" + "".join(f"{lang:>9}" for lang in native))
     print(f"{'native, accuracy':40}" + "".join(f"{100 * y:9.2f}" for y in native.values()))
     for method, of_lang in points.items():
@@ -349,7 +345,7 @@ def main(argv=None):
     flag("--own", nargs="+", type=int, default=[0], metavar="N", help=own)
     flag("--lr", type=float, default=LR, help="learning rate of these three (default: 3e-3)")
     flag("--epochs", type=int, help="epochs of these three (default: at least 4 and 180 steps)")
-    noise = "share of the words, or of the rows, in which KIND (drop, replace or swap) spoils translations"
+    noise = "drop, replace (words) or swap (rows): spoil this share of the translations"
     flag("--noise", nargs=2, metavar=("KIND", "SHARE"), help=noise)
     flag("--data", help="root of the data, if it moved since step 1")
     flag("--table", nargs="+", metavar="OUT", help="print means over these run folders")
@@ -359,11 +355,9 @@ def main(argv=None):
     bench = "with --table: print the number of pairs at which each method equals native rows"
     flag("--bench", action="store_true", help=bench)
     args = p.parse_args(argv)
-    if (args.over or args.minus or args.bench) and not args.table:
-        p.error("--over, --minus and --bench go with --table")
-    if args.minus:
+    if args.table and args.minus:
         return print_difference(args.table, args.lang, args.minus)
-    if args.bench:
+    if args.table and args.bench:
         return print_bench(args.table, args.lang)
     if args.table:
         return print_table(args.table, args.lang, args.over)
@@ -375,14 +369,11 @@ def main(argv=None):
     for n in [*args.n, *filter(None, args.own)]:  # every flag is checked before any work
         check_flags(argparse.Namespace(**{**vars(args), "n": n, "lang": args.pool + args.lang}))
 
-    kind_of_noise, share = args.noise or ("drop", "0")
-    if kind_of_noise not in NOISE or not share.replace(".", "", 1).isdigit() or float(share) > 1:
-        p.error(
-            f"--noise {kind_of_noise} {share}: expected drop, replace or swap, and a share such as 0.2"
-        )
-    noise = (kind_of_noise, float(share)) if args.noise else None
-    suffix = f", {kind_of_noise} {float(share):g}" if noise else ""
-
+    noise_kind, share = args.noise or ("drop", "0")
+    if noise_kind not in NOISE or not re.fullmatch(r"0?\.\d+|[01]", share):
+        p.error(f"--noise {noise_kind} {share}: expected drop, replace or swap, and a share as 0.2")
+    noise = [noise_kind, float(share)] if args.noise else None
+    suffix = f", {noise_kind} {float(share):g}" if noise else ""
     device, dtype, _ = pick_device(argparse.Namespace(device=None, amp=None))
     encoder, info = load_encoder(args.out, device, dtype, args.data)
     language = cache(partial(Language, encoder, info, args.out, noise))
@@ -391,17 +382,15 @@ def main(argv=None):
     for pool, n, subset, own in product(pools, args.n, range(args.subsets), args.own):
         for owner in args.lang if own else [None]:
             job = {"kind": kind, "pool": pool, "n": n, "subset": subset, "own": own, "owner": owner}
-            job |= {"lr": args.lr, "epochs": args.epochs}
-            named = job | ({"noise": suffix} if noise else {})
+            job |= {"lr": args.lr, "epochs": args.epochs} | ({"noise": noise} if noise else {})
             tested = pool + args.lang if args.pool else pool
-            todo = [language(lang) for lang in tested if [named, lang] not in done]
+            todo = [language(lang) for lang in tested if [job, lang] not in done]
             if not todo:  # all are recorded
                 continue
             made = inside_of(*todo, **job) if kind else methods_of_n(*todo, n, subset)
-            made = [
-                r | {"method": r["method"] + suffix, "noise": suffix, "job": named} for r in made
-            ]
+            made = [r | {"noise": suffix, "job": job} for r in made]
             for r in made:
+                r["method"] += suffix
                 print(f"{r['lang']} {r['method']:28} n {r.get('n')} {r['accuracy']:.2%}")
             path = Path(args.out, "experiments.json")
             write_atomic(path, json.dumps(read_records(args.out) + made).encode())

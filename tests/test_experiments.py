@@ -6,12 +6,15 @@ import sys
 
 import pytest
 import step3_head
+import torch
+import torch.nn.functional as F
 from conftest import ROOT, few_steps
 
 sys.path.insert(1, str(ROOT / "data"))
 
 import experiments
 import plot
+import rivals
 from common import UserError
 
 
@@ -38,10 +41,13 @@ def records(runs, world, tmp_path_factory):
 
 def test_all_methods_are_recorded_once(records):
     made = {r["method"]: r for r in records("--lang", "ko")}
-    assert len(made) == 20 and made["english"]["gain"] == 0 < made["fc"]["ece"] < 1
+    assert len(made) == 27 and made["english"]["gain"] == 0 < made["fc"]["ece"] < 1
     assert not records("--lang", "ko")
     few = records("--lang", "ko", "--n", "25", "--subsets", "2")
     assert {(r["method"], r["subset"]) for r in few} >= {("mixed", 0), ("mixed", 1), ("shift", 1)}
+    worse = records("--lang", "ko", "--n", "25", "--noise", "drop", "0.5")
+    assert {r["method"] for r in worse} == {r["method"] + ", drop 0.5" for r in few}
+    assert not records("--lang", "ko", "--n", "25", "--noise", "drop", ".5")
     made = records("--lang", "ko", "--n", "25", "--distil", "--epochs", "1")[0]
     assert made["method"] == "distilled, lr 0.003, 1 epochs" and made["parameters"] > 10_000
 
@@ -79,6 +85,53 @@ def test_means_over_ten_runs_and_their_interval(tmp_path, capsys):
         assert words in picture
 
 
+def test_rivals_find_a_moved_language_without_pairs():
+    generator = torch.Generator().manual_seed(0)
+    topics = 2 * torch.randn(20, 16, generator=generator)
+    topic, target_topic = torch.randint(20, (2, 400), generator=generator)
+    x, target = topics[topic], topics[target_topic]
+    x, target = (rows + 0.3 * torch.randn(400, 16, generator=generator) for rows in (x, target))
+    turn = torch.linalg.qr(torch.randn(16, 16, generator=generator))[0]
+    for start, turn in ("anchors", turn), ("identity", torch.eye(16)):
+        aligner = rivals.unpaired(x, target @ turn + 3, start, seed=1)
+        predicted, truth = aligner.map(x) - aligner.mean_y, (x - x.mean(0)) @ turn
+        assert F.cosine_similarity(predicted, truth).mean() > 0.95
+    rows, y = rivals.xite(x, topic, target, share=0.5)
+    assert (y[400:] == target_topic).float().mean() > 0.99 and torch.equal(rows[:400], x)
+    assert F.cosine_similarity(rows[400:], target).mean() > 0.95
+
+
+def test_noise_changes_exactly_the_share():
+    texts = [(" ".join(f"w{i}-{k}" for k in range(10)),) for i in range(20)]
+    dropped, replaced, swapped = (rivals.add_noise(texts, kind, 0.3) for kind in rivals.NOISE)
+    assert all(len(text.split()) == 7 for (text,) in dropped)
+    for (old,), (new,) in zip(texts, replaced):
+        assert sum(a != b for a, b in zip(old.split(), new.split(), strict=True)) == 3
+    assert sum(a != b for a, b in zip(texts, swapped)) == 6 and sorted(texts) == sorted(swapped)
+    assert rivals.add_noise([("one",)], "drop", 1.0) == [("one",)]
+
+
+def test_people_minus_machine_and_pairs_that_reach_native(tmp_path, capsys):
+    points = [("ha", "native", None, 0.8), ("ha", "fc", 25, 0.7), ("ha", "fc", 50, 0.82)]
+    points += [("ha-mt", "fc", 25, 0.68), ("ha-mt", "fc", 50, 0.79)]
+    for run in range(2):
+        rows = [dict(zip(("lang", "method", "n", "accuracy"), point)) for point in points]
+        rows[3]["accuracy"] -= run / 50
+        (tmp_path / f"{run}").mkdir()
+        (tmp_path / f"{run}/experiments.json").write_text(json.dumps(rows))
+    table = "--table", str(tmp_path / "0"), str(tmp_path / "1"), "--lang", "ha"
+    experiments.main([*table, "--minus", "ha-mt"])
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    # differences 2 and 4: Student's 12.71 times their standard deviation, 2^0.5, / 2^0.5
+    assert lines[1:] == [
+        "fc 25 2 70.00 67.00 +3.00 +-12.71".split(),
+        "fc 50 2 82.00 79.00 +3.00 +- 0.00".split(),
+    ]
+    experiments.main([*table, "ha-mt", "--bench"])
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert lines[1:] == ["native, accuracy 80.00 80.00".split(), ["fc", "50", ">50"]]
+
+
 @pytest.mark.parametrize(
     "args, match",
     [
@@ -86,6 +139,8 @@ def test_means_over_ten_runs_and_their_interval(tmp_path, capsys):
         ("--out r --lang ko/", "--lang ko/: expected language codes"),
         ("--out r --pool ko ja --lang ja", "--lang ko ja ja: .* each once"),
         ("--out r --lang ko --n 20 0", "--n 0: must be at least 1"),
+        ("--out r --lang ko --noise drop 2", "--noise drop 2: expected drop, replace or swap"),
+        ("--table t --lang ha yo --minus ha-mt", "--minus needs as many languages as --lang"),
         ("--table" + 11 * " r", "11 run folders; at most 10"),
         ("--table r", "r/experiments.json: damaged; delete it"),
         ("--table s", "s: no experiments.json; run: python data/experiments.py"),
