@@ -350,10 +350,9 @@ def main(argv=None):
     flag("--data", help="root of the data, if it moved since step 1")
     flag("--table", nargs="+", metavar="OUT", help="print means over these run folders")
     flag("--over", metavar="METHOD", help="with --table: print gains over this method")
-    minus = "with --table: print accuracy in --lang minus that in these, in the same order"
+    minus = "with --table: print accuracy in --lang minus that in these languages, in order"
     flag("--minus", nargs="+", metavar="LANG", help=minus)
-    bench = "with --table: print the number of pairs at which each method equals native rows"
-    flag("--bench", action="store_true", help=bench)
+    flag("--bench", action="store_true", help="with --table: print the n that equals native rows")
     args = p.parse_args(argv)
     if args.table and args.minus:
         return print_difference(args.table, args.lang, args.minus)

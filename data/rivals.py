@@ -61,7 +61,7 @@ def clusters(x, k, rng, rounds=20):
     return centres
 
 
-def match(a, b, rng, tries=1_000, starts=5):
+def match(a, b, rng, tries=3_000, starts=10):
     """Return the order of b's rows and columns in which it fits a best (both (k, k)), by swaps that help."""
     found = []
     for _ in range(starts):
@@ -77,7 +77,7 @@ def match(a, b, rng, tries=1_000, starts=5):
     return max(found)[1]
 
 
-def unpaired(x, y, start="anchors", k=20, runs=30, neighbours=10, rounds=30, seed=0):
+def unpaired(x, y, start="anchors", k=20, runs=10, neighbours=10, rounds=30, seed=0):
     """Return the orthogonal Aligner from English x (N, D) to target y (M, D), found without pairs, as mini-vec2vec
     (arXiv 2510.02348) finds it. Rows are compared by their cosines to the centres of `runs` clusterings, which
     quadratic assignment matches. A row's pair is the mean of its nearest target rows. Procrustes fits W, and the
