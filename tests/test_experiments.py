@@ -48,6 +48,9 @@ def test_all_methods_are_recorded_once(records):
     worse = records("--lang", "ko", "--n", "25", "--noise", "drop", "0.5")
     assert {r["method"] for r in worse} == {r["method"] + ", drop 0.5" for r in few}
     assert not records("--lang", "ko", "--n", "25", "--noise", "drop", ".5")
+    noise = "--noise", "swap", "0.2"
+    worse = records("--lang", "ko", "--n", "25", "--inside", "--epochs", "1", *noise)
+    assert [r["method"] for r in worse] == ["inside, 1 epochs, swap 0.2"]
     made = records("--lang", "ko", "--n", "25", "--distil", "--epochs", "1")[0]
     assert made["method"] == "distilled, lr 0.003, 1 epochs" and made["parameters"] > 10_000
 
