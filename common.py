@@ -205,8 +205,8 @@ class Aligner(nn.Module):
 
 
 class Inside(nn.Module):
-    """A inside the frozen LM (ours): LoRA in every linear layer (Hu et al. 2021), W h + up down h with rank R,
-    scale 1 and `up` initialised to zero. Active only within `with inside.on(encoder):`."""
+    """A inside the frozen LM (ours): LoRA in every linear layer (Hu et al. 2021), W + up down with rank R, scale 1
+    and `up` initialised to zero. Active only within `with inside.on(encoder):`."""
 
     def __init__(self, lm, rank=8):
         super().__init__()
@@ -219,26 +219,34 @@ class Inside(nn.Module):
         self.up = nn.ParameterList(torch.zeros(o, rank) for o, _ in sizes)  # (out, R)
 
     def forward(self, encoder, batch):
-        """Encode a batch made by `pad` with A active -> e_A(.), (B, D)."""
-        with self.on(encoder):
+        """Encode a batch made by `pad` with A active -> e_A(.), (B, D), with gradients for A."""
+        with self.on(encoder, merge=False):
             return encoder(batch)
 
     @contextlib.contextmanager
-    def on(self, encoder):
-        """Context manager that activates A in `encoder`. Raises ValueError if another Inside is active."""
+    def on(self, encoder, merge=True):
+        """Context manager that activates A in `encoder`, for every thread that uses it. merge: add A to the LM's
+        weights until the block ends, as fast as the plain LM, without gradients for A. Raises ValueError if
+        another Inside is active."""
         if encoder.inside is not None:
             raise ValueError("another Inside is active in this encoder; leave its `with` block")
-        encoder.inside = self
 
         def add(down, up, layer, inputs, out):  # forward hook, h (B, T, in), out = W h + b
             h = inputs[0]
             return out + h @ down.T.to(h.dtype) @ up.T.to(h.dtype)
 
-        with contextlib.ExitStack() as stack:  # removes the hooks when the block ends
-            stack.callback(setattr, encoder, "inside", None)
-            for name, *weights in zip(self.layers, self.down, self.up):
-                hook = partial(add, *weights)
-                stack.enter_context(encoder.lm.get_submodule(name).register_forward_hook(hook))
+        with contextlib.ExitStack() as undo:  # also after an exception in the block
+            encoder.inside = self
+            undo.callback(setattr, encoder, "inside", None)
+            for name, down, up in zip(self.layers, self.down, self.up):
+                layer = encoder.lm.get_submodule(name)
+                if merge:
+                    weight = layer.weight.data
+                    undo.callback(setattr, layer.weight, "data", weight)
+                    change = (up @ down).detach().to(weight.device)
+                    layer.weight.data = (weight + change).to(weight.dtype)  # added in fp32
+                else:
+                    undo.enter_context(layer.register_forward_hook(partial(add, down, up)))
             yield encoder
 
 
