@@ -406,9 +406,8 @@ def load(path, kind):
         if intact and content["kind"] == kind:
             return content
     except FileNotFoundError:
-        reason = (
-            f"no such file; run: python step1_embed.py --out {shlex.quote(str(Path(path).parent))}"
-        )
+        out = shlex.quote(str(Path(path).parent))
+        reason = f"no such file; run: python step1_embed.py --out {out}"
     except Exception as err:  # zip and pickle readers raise many exception types
         reason += f" ({type(err).__name__})"
     raise UserError(f"{path}: {reason}")
@@ -541,9 +540,8 @@ def load_encoder(out="runs", device="cpu", dtype=None, data=None, batch_tokens=N
     """Load the frozen Encoder and info (contents of embed.pt) of a run folder; `data` overrides the data root."""
     info, folder = load(Path(out, "embed.pt"), "embed"), Path(out, "encoder")
     if changed := sorted(name for name, _ in info["files"].items() ^ digests_of(folder).items()):
-        raise UserError(
-            f"{folder / changed[0]}: missing or changed since step 1; restore it, or rerun step 1"
-        )
+        problem = "missing or changed since step 1; restore it, or rerun step 1"
+        raise UserError(f"{folder / changed[0]}: {problem}")
     options = {"batch_tokens": batch_tokens, "digest": info["lm"]}
     encoder = load_pretrained(folder, info["pool"], info["max_len"], **options)
     encoder.eval().requires_grad_(False)

@@ -19,18 +19,8 @@ import numpy as np
 import torch
 
 from common import METHODS, PAIRS, ROWS, WORLD, UserError, build_aligner, cached, check_flags
-from common import (
-    describe,
-    encode,
-    find,
-    load,
-    load_encoder,
-    load_task,
-    logits,
-    make_parser,
-    pick_device,
-)
-from common import read_texts, read_tsv, run, say, warn, write_atomic
+from common import describe, encode, find, load, load_encoder, load_task, logits, make_parser
+from common import pick_device, read_texts, read_tsv, run, say, warn, write_atomic
 
 BOOTSTRAP = 10_000  # resamples behind a 95% interval
 CHUNK = 1_024  # lines that --predict labels at once: constant memory, order kept

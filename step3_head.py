@@ -16,16 +16,8 @@ from functools import partial
 import torch
 import torch.nn.functional as F
 
-from common import UserError, bar, build_aligner, cached, check_flags, describe, find
-from common import (
-    digest_of,
-    load_encoder,
-    load_english,
-    load_pairs,
-    load_task,
-    load_translated,
-    logits,
-)
+from common import UserError, bar, build_aligner, cached, check_flags, describe, digest_of, find
+from common import load_encoder, load_english, load_pairs, load_task, load_translated, logits
 from common import make_parser, path_of, pick_device, read_lines, read_texts, run, save, say, warn
 
 
