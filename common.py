@@ -52,6 +52,34 @@ WORLD = int(os.environ["WORLD_SIZE"]) if dist.is_torchelastic_launched() else 1
 RANK = int(os.environ["RANK"]) if WORLD > 1 else 0
 
 
+HALF_EMOJI = re.compile("[\ud800-\udfff]")  # no text; read_texts: bytes that are not UTF-8
+
+
+def as_texts(texts):
+    """Return texts or (text, text_b) pairs of any iterable as tuples, in NFC. Raises TypeError naming the first
+    that is missing, empty or of another form."""
+    if isinstance(texts, (str, dict, set)) or hasattr(texts, "columns"):
+        raise TypeError(f"expected a list of texts or pairs, got a {type(texts).__name__}")
+    tuples = tuple, list, np.ndarray
+    texts = [tuple(text) if isinstance(text, tuples) else (text,) for text in texts]
+    for number, text in enumerate(texts):
+        whole = all(isinstance(part, str) and part.strip() for part in text)
+        if not whole or not len(text) == len(texts[0]) <= 2 or HALF_EMOJI.search("".join(text)):
+            expected = "texts or (text, text_b), none missing, empty or with half an emoji"
+            raise TypeError(f"texts[{number}] is {text!a:.60}; expected a list of {expected}")
+    return [tuple(map(compose, text)) for text in texts]
+
+
+def as_labels(y, rows, classes=None):
+    """Return labels y as a tensor (rows,) int64. Raises ValueError unless they are 0 to classes - 1."""
+    y = np.asarray(y)
+    classes = classes or len(np.unique(y))
+    if y.shape != (rows,) or y.dtype.kind not in "biu" or not 0 <= y.min() <= y.max() < classes:
+        what = f"{rows} integers from 0 to {classes - 1}, one per text"
+        raise ValueError(f"labels {y.ravel()[:3].tolist()}... of shape {y.shape}: expected {what}")
+    return torch.as_tensor(y).long()
+
+
 # e(.): the multilingual encoder -----------------------------------------------------------------
 def masked_mean(hidden, attention_mask):
     """(B, T, D), (B, T) -> (B, D): mean over the tokens that are not padding."""
@@ -85,12 +113,7 @@ class Encoder(nn.Module):
 
     def tokenize(self, texts):
         """Texts -> [{"input_ids": [...], ...}, ...], in NFC, truncated. Raises UserError for an unknown id."""
-        tuples = tuple, list, np.ndarray
-        texts = [tuple(text) if isinstance(text, tuples) else (text,) for text in texts]
-        strings = all(isinstance(part, str) for text in texts for part in text)
-        if {len(text) for text in texts} not in ({1}, {2}) or not strings:
-            raise TypeError("expected a non-empty list of texts or of (text, text_b), not a mix")
-        columns = [[compose(part) for part in column] for column in zip(*texts)]  # 1 or 2 lists
+        columns = [list(column) for column in zip(*as_texts(texts))]  # 1 or 2 lists
         out = self.tokenizer(*columns, truncation=True, max_length=self.max_len)
         rows = [dict(zip(out, values)) for values in zip(*out.values())]
         highest = max(max(row["input_ids"], default=0) for row in rows)
@@ -137,9 +160,7 @@ def make_optimizer(weights, lr, steps, weight_decay=0.0):
 def encode(encoder, texts, progress="encode"):
     """Texts or (text, text_b) pairs -> (N, D) fp32 on the CPU; under torchrun each rank encodes a share. Raises
     UserError if an embedding is not finite. progress: "" for no bar, no warnings."""
-    if isinstance(texts, (str, dict)) or hasattr(texts, "columns"):
-        raise TypeError(f"expected a list of texts or pairs, got a {type(texts).__name__}")
-    texts = list(texts)  # also accepts a pandas Series
+    texts = as_texts(texts)
     encoder.eval()
     device, share = encoder.lm.device, range(RANK, len(texts), WORLD)
     rows = encoder.tokenize([texts[i] for i in share]) if share else []
@@ -273,7 +294,7 @@ def read_lines(path):
 def read_texts(lines, file, width):
     """Yield the text, or pair of texts, of each line; raises UserError naming a malformed line."""
     for number, line in enumerate(lines, 1):
-        if re.search("[\udc80-\udcff]", line):  # bytes that were not UTF-8 (see surrogateescape)
+        if HALF_EMOJI.search(line):
             raise UserError(f"{file}:{number}: not UTF-8; save the file as UTF-8")
         text = tuple(compose(line).rstrip("\n").split("\t"))
         if len(text) != width or not all(part.strip() for part in text):

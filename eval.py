@@ -18,8 +18,18 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from common import METHODS, PAIRS, ROWS, WORLD, UserError, build_aligner, cached, check_flags
-from common import describe, encode, find, load, load_encoder, load_task, logits, make_parser
+from common import METHODS, PAIRS, ROWS, WORLD, UserError, as_texts, build_aligner, cached
+from common import (
+    check_flags,
+    describe,
+    encode,
+    find,
+    load,
+    load_encoder,
+    load_task,
+    logits,
+    make_parser,
+)
 from common import pick_device, read_texts, read_tsv, run, say, warn, write_atomic
 
 BOOTSTRAP = 10_000  # resamples behind a 95% interval
@@ -85,7 +95,7 @@ def load_classifier(out, lang, device="cpu", dtype=None, batch_tokens=None, **fl
     head = load_head(out, encoder, lang, **flags)
 
     def classifier(texts):
-        texts = [(text,) if isinstance(text, str) else tuple(text) for text in texts]
+        texts = as_texts(texts)
         if any(len(text) != (2 if head["two_texts"] else 1) for text in texts):
             raise ValueError(f"this head labels {'pairs' if head['two_texts'] else 'single texts'}")
         rows = logits_of(head, encoder, partial(encode, encoder), texts).softmax(2).mean(0)

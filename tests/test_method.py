@@ -233,8 +233,16 @@ def test_strings_are_texts_and_a_bare_string_is_none(encoder):
     assert torch.equal(encode(encoder, TEXTS), encode(encoder, [(text,) for text in TEXTS]))
     with pytest.raises(TypeError, match="a list of texts or pairs, got a str"):
         encode(encoder, "good film")
-    for wrong in [{"text": "good film"}, {"text": "bad film"}], ["good film", None], [("a", 1)]:
-        with pytest.raises(TypeError, match="a non-empty list of texts"):
+    good = "good film"
+    for wrong in (
+        [good, {}],
+        [good, None],
+        [good, ("a", 1)],
+        [good, " "],
+        [good, "\ud83d"],
+        [good, b""],
+    ):
+        with pytest.raises(TypeError, match=r"texts\[1\] is .* expected a list of texts"):
             encode(encoder, wrong)
 
 
@@ -409,6 +417,11 @@ def test_what_a_notebook_may_give(encoder):
     assert fit_inside(inside, encoder, texts, z, texts, z, epochs=0) == []
     wrong = [lambda: fit(aligner, x, x[1:], x, x), lambda: fit(aligner, x, x, x, x[:1])]
     wrong += [lambda: solve("linear", x, x[1:], x, x), lambda: train_heads(x, y + 1, 2)]
+    for labels in y.double(), y[:, None], y[1:], ["a", "b"] * 15, y.int().numpy() - 1:
+        wrong += [
+            partial(train_heads, x, labels, 2),
+            partial(tune, encoder, texts * 10, labels, texts, [0]),
+        ]
     wrong += [lambda: fit_inside(inside, encoder, texts[:1], z, [], z)]
     for call in wrong:
         with pytest.raises(ValueError, match="match|labels"):
