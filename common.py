@@ -97,10 +97,18 @@ class Encoder(nn.Module):
             if name.endswith("position_embeddings") and isinstance(module, nn.Embedding):
                 first = 0 if module.padding_idx is None else module.padding_idx + 1
                 max_len = min(max_len, module.num_embeddings - first)
-        self.lm, self.tokenizer, self.pool, self.dim = lm, tokenizer, pool, lm.config.hidden_size
+        self.lm, self.tokenizer, self.pool = lm, tokenizer, pool
         self.max_len = min(max_len, tokenizer.model_max_length)
+        if self.max_len <= (special := tokenizer.num_special_tokens_to_add(pair=True)):
+            raise UserError(
+                f"max_len={self.max_len}: no room for text, {special} tokens are special"
+            )
+        # in a pair 0 and 1, also if the tokenizer's class makes none
+        self.segments = (getattr(lm.config, "type_vocab_size", 0) or 0) > 1 or None
         self.autocast, self.batch_tokens, self.digest = None, batch_tokens, digest
         self.inside = None  # the active Inside, see Inside.on
+        with torch.no_grad():  # D is not always config.hidden_size
+            self.dim = self(pad(self.tokenize(["a"]), tokenizer, lm.device)).shape[1]
 
     def forward(self, batch):
         """Encode a batch made by `pad` -> (B, D) fp32."""
@@ -114,7 +122,8 @@ class Encoder(nn.Module):
     def tokenize(self, texts):
         """Texts -> [{"input_ids": [...], ...}, ...], in NFC, truncated. Raises UserError for an unknown id."""
         columns = [list(column) for column in zip(*as_texts(texts))]  # 1 or 2 lists
-        out = self.tokenizer(*columns, truncation=True, max_length=self.max_len)
+        options = {"max_length": self.max_len, "return_token_type_ids": self.segments}
+        out = self.tokenizer(*columns, truncation=True, **options)
         rows = [dict(zip(out, values)) for values in zip(*out.values())]
         highest = max(max(row["input_ids"], default=0) for row in rows)
         if highest >= len(self.lm.get_input_embeddings().weight):
@@ -126,6 +135,16 @@ class Encoder(nn.Module):
 def pad(rows, tokenizer, device):
     """Tokenised rows -> dict of (B, T) int64 tensors, padded on the right, with attention mask."""
     return dict(tokenizer.pad(rows, padding_side="right", return_tensors="pt").to(device))
+
+
+def check_tokens(encoder, rows):
+    """Warn of tokenised rows that are truncated, or unknown to the LM."""
+    ids, unknown = [row["input_ids"] for row in rows], encoder.tokenizer.unk_token_id
+    if full := sum(len(row) >= encoder.max_len for row in ids):
+        warn(f"{full} texts reach max_len={encoder.max_len} tokens and may be truncated")
+    share = sum(row.count(unknown) for row in ids) / max(1, sum(map(len, ids)))
+    if share > 0.05:  # real data in a known script: at most 0.2%
+        warn(f"{share:.0%} of the tokens are unknown to the LM; does it know this script?")
 
 
 def batches(lengths, budget):
@@ -165,8 +184,8 @@ def encode(encoder, texts, progress="encode"):
     device, share = encoder.lm.device, range(RANK, len(texts), WORLD)
     rows = encoder.tokenize([texts[i] for i in share]) if share else []
     lengths = [len(row["input_ids"]) for row in rows]
-    if progress and (full := sum(length >= encoder.max_len for length in lengths)):
-        warn(f"{full} texts reach max_len={encoder.max_len} tokens and may be truncated")
+    if progress:
+        check_tokens(encoder, rows)
     budget = encoder.batch_tokens or BATCH_TOKENS.get(device.type, 16_384)
     out = torch.zeros(len(texts), encoder.dim, device=device)
     order, embeddings = [], [out[:0]]
@@ -511,13 +530,16 @@ def load_pretrained(name, pool="mean", max_len=256, texts=(), **options):
             raise ValueError(f"the files lack {len(lost)} weights of {kind}, such as {lost[0]}")
         encoder = Encoder(lm, tokenizer, pool, max_len, **options)
         if texts:
-            rows = [row["input_ids"] for row in encoder.tokenize(texts)]
-            longest = max(rows, key=len)
+            rows = encoder.tokenize(texts)
+            order = sorted(range(len(rows)), key=lambda i: len(rows[i]["input_ids"]))
+            trial = [texts[order[0]], texts[order[-1]]]  # the shortest and the longest
+            longest = rows[order[-1]]["input_ids"]
             if len(longest) < 3 or 2 * longest.count(tokenizer.unk_token_id) > len(longest):
                 raise ValueError("a text has hardly any known tokens; is tokenizer.json missing?")
-            encode(encoder, [texts[rows.index(longest)]], progress="")
-            if full := sum(len(row) >= encoder.max_len for row in rows):
-                warn(f"{full} texts reach max_len={encoder.max_len} tokens and may be truncated")
+            alone = torch.cat([encode(encoder, [text], progress="") for text in trial])
+            if (encode(encoder, trial, progress="") - alone).norm() > 0.01 * alone.norm():
+                warn(f"embeddings of {kind} depend on padding; use another, or --batch-tokens 1")
+            check_tokens(encoder, rows)
         return encoder
     except Exception as err:  # hub, file and class raise many exception types
         reason = " ".join(str(err).split())[:150] or type(err).__name__

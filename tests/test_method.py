@@ -299,7 +299,7 @@ def test_inside_any_encoder_and_merged_into_it(tmp_path, kind):
     inside = moved(encoder.lm)
     assert torch.equal(through(Inside(encoder.lm), encoder, TEXTS), before)  # up is zero
     on = through(inside, encoder, TEXTS)
-    assert not torch.allclose(on, before, atol=0.1) and len(inside.layers) >= 8
+    assert not torch.allclose(on, before, atol=0.1) and len(inside.layers) >= 5
     assert torch.equal(encode(encoder, TEXTS), before) and same(state_of(encoder), bits)
     for name, down, up in zip(inside.layers, inside.down, inside.up):  # README: A in the weights
         encoder.lm.get_submodule(name).weight.data += up @ down
