@@ -306,6 +306,7 @@ def read_lines(path):
     except FileNotFoundError:
         langs = ", ".join(sorted(folder.name for folder in Path(path).parent.parent.glob("*/")))
         hint = f"check --data, --task and --lang (there: {langs or 'nothing'}; see data/README.md)"
+        hint += "; without labels use --predict" if Path(path).name == "test.tsv" else ""
         raise UserError(f"{path}: no such file; {hint}")
     return compose(text).rstrip("\n").split("\n")
 
@@ -315,6 +316,8 @@ def read_texts(lines, file, width):
     for number, line in enumerate(lines, 1):
         if HALF_EMOJI.search(line):
             raise UserError(f"{file}:{number}: not UTF-8; save the file as UTF-8")
+        if number == 1 and re.match(r'\s*[{\[]\s*["{]|["\w]+([,;]["\w]+)+$|text(\ttext_b)?$', line):
+            warn(f"{file}:1: looks like JSON or a header; each line is labelled as plain text")
         text = tuple(compose(line).rstrip("\n").split("\t"))
         if len(text) != width or not all(part.strip() for part in text):
             raise UserError(f"{file}:{number}: expected {width} non-empty column(s), no label")
