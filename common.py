@@ -52,6 +52,34 @@ WORLD = int(os.environ["WORLD_SIZE"]) if dist.is_torchelastic_launched() else 1
 RANK = int(os.environ["RANK"]) if WORLD > 1 else 0
 
 
+HALF_EMOJI = re.compile("[\ud800-\udfff]")  # no text; read_texts: bytes that are not UTF-8
+
+
+def as_texts(texts):
+    """Return texts or (text, text_b) pairs of any iterable as tuples, in NFC. Raises TypeError naming the first
+    that is missing, empty or of another form."""
+    if isinstance(texts, (str, dict, set)) or hasattr(texts, "columns"):
+        raise TypeError(f"expected a list of texts or pairs, got a {type(texts).__name__}")
+    tuples = tuple, list, np.ndarray
+    texts = [tuple(text) if isinstance(text, tuples) else (text,) for text in texts]
+    for number, text in enumerate(texts):
+        whole = all(isinstance(part, str) and part.strip() for part in text)
+        if not whole or not len(text) == len(texts[0]) <= 2 or HALF_EMOJI.search("".join(text)):
+            expected = "texts or (text, text_b), none missing, empty or with half an emoji"
+            raise TypeError(f"texts[{number}] is {text!a:.60}; expected a list of {expected}")
+    return [tuple(map(compose, text)) for text in texts]
+
+
+def as_labels(y, rows, classes=None):
+    """Return labels y as a tensor (rows,) int64. Raises ValueError unless they are 0 to classes - 1."""
+    y = np.asarray(y)
+    classes = classes or len(np.unique(y))
+    if y.shape != (rows,) or y.dtype.kind not in "biu" or not 0 <= y.min() <= y.max() < classes:
+        what = f"{rows} integers from 0 to {classes - 1}, one per text"
+        raise ValueError(f"labels {y.ravel()[:3].tolist()}... of shape {y.shape}: expected {what}")
+    return torch.as_tensor(y).long()
+
+
 # e(.): the multilingual encoder -----------------------------------------------------------------
 def masked_mean(hidden, attention_mask):
     """(B, T, D), (B, T) -> (B, D): mean over the tokens that are not padding."""
@@ -69,10 +97,18 @@ class Encoder(nn.Module):
             if name.endswith("position_embeddings") and isinstance(module, nn.Embedding):
                 first = 0 if module.padding_idx is None else module.padding_idx + 1
                 max_len = min(max_len, module.num_embeddings - first)
-        self.lm, self.tokenizer, self.pool, self.dim = lm, tokenizer, pool, lm.config.hidden_size
+        self.lm, self.tokenizer, self.pool = lm, tokenizer, pool
         self.max_len = min(max_len, tokenizer.model_max_length)
+        if self.max_len <= (special := tokenizer.num_special_tokens_to_add(pair=True)):
+            raise UserError(
+                f"max_len={self.max_len}: no room for text, {special} tokens are special"
+            )
+        # in a pair 0 and 1, also if the tokenizer's class makes none
+        self.segments = (getattr(lm.config, "type_vocab_size", 0) or 0) > 1 or None
         self.autocast, self.batch_tokens, self.digest = None, batch_tokens, digest
         self.inside = None  # the active Inside, see Inside.on
+        with torch.no_grad():  # D is not always config.hidden_size
+            self.dim = self(pad(self.tokenize(["a"]), tokenizer, lm.device)).shape[1]
 
     def forward(self, batch):
         """Encode a batch made by `pad` -> (B, D) fp32."""
@@ -85,13 +121,9 @@ class Encoder(nn.Module):
 
     def tokenize(self, texts):
         """Texts -> [{"input_ids": [...], ...}, ...], in NFC, truncated. Raises UserError for an unknown id."""
-        tuples = tuple, list, np.ndarray
-        texts = [tuple(text) if isinstance(text, tuples) else (text,) for text in texts]
-        strings = all(isinstance(part, str) for text in texts for part in text)
-        if {len(text) for text in texts} not in ({1}, {2}) or not strings:
-            raise TypeError("expected a non-empty list of texts or of (text, text_b), not a mix")
-        columns = [[compose(part) for part in column] for column in zip(*texts)]  # 1 or 2 lists
-        out = self.tokenizer(*columns, truncation=True, max_length=self.max_len)
+        columns = [list(column) for column in zip(*as_texts(texts))]  # 1 or 2 lists
+        options = {"max_length": self.max_len, "return_token_type_ids": self.segments}
+        out = self.tokenizer(*columns, truncation=True, **options)
         rows = [dict(zip(out, values)) for values in zip(*out.values())]
         highest = max(max(row["input_ids"], default=0) for row in rows)
         if highest >= len(self.lm.get_input_embeddings().weight):
@@ -103,6 +135,16 @@ class Encoder(nn.Module):
 def pad(rows, tokenizer, device):
     """Tokenised rows -> dict of (B, T) int64 tensors, padded on the right, with attention mask."""
     return dict(tokenizer.pad(rows, padding_side="right", return_tensors="pt").to(device))
+
+
+def check_tokens(encoder, rows):
+    """Warn of tokenised rows that are truncated, or unknown to the LM."""
+    ids, unknown = [row["input_ids"] for row in rows], encoder.tokenizer.unk_token_id
+    if full := sum(len(row) >= encoder.max_len for row in ids):
+        warn(f"{full} texts reach max_len={encoder.max_len} tokens and may be truncated")
+    share = sum(row.count(unknown) for row in ids) / max(1, sum(map(len, ids)))
+    if share > 0.05:  # real data in a known script: at most 0.2%
+        warn(f"{share:.0%} of the tokens are unknown to the LM; does it know this script?")
 
 
 def batches(lengths, budget):
@@ -137,15 +179,13 @@ def make_optimizer(weights, lr, steps, weight_decay=0.0):
 def encode(encoder, texts, progress="encode"):
     """Texts or (text, text_b) pairs -> (N, D) fp32 on the CPU; under torchrun each rank encodes a share. Raises
     UserError if an embedding is not finite. progress: "" for no bar, no warnings."""
-    if isinstance(texts, (str, dict)) or hasattr(texts, "columns"):
-        raise TypeError(f"expected a list of texts or pairs, got a {type(texts).__name__}")
-    texts = list(texts)  # also accepts a pandas Series
+    texts = as_texts(texts)
     encoder.eval()
     device, share = encoder.lm.device, range(RANK, len(texts), WORLD)
     rows = encoder.tokenize([texts[i] for i in share]) if share else []
     lengths = [len(row["input_ids"]) for row in rows]
-    if progress and (full := sum(length >= encoder.max_len for length in lengths)):
-        warn(f"{full} texts reach max_len={encoder.max_len} tokens and may be truncated")
+    if progress:
+        check_tokens(encoder, rows)
     budget = encoder.batch_tokens or BATCH_TOKENS.get(device.type, 16_384)
     out = torch.zeros(len(texts), encoder.dim, device=device)
     order, embeddings = [], [out[:0]]
@@ -274,6 +314,7 @@ def read_lines(path):
     except FileNotFoundError:
         langs = ", ".join(sorted(folder.name for folder in Path(path).parent.parent.glob("*/")))
         hint = f"check --data, --task and --lang (there: {langs or 'nothing'}; see data/README.md)"
+        hint += "; without labels use --predict" if Path(path).name == "test.tsv" else ""
         raise UserError(f"{path}: no such file; {hint}")
     return compose(text).rstrip("\n").split("\n")
 
@@ -281,8 +322,10 @@ def read_lines(path):
 def read_texts(lines, file, width):
     """Yield the text, or pair of texts, of each line; raises UserError naming a malformed line."""
     for number, line in enumerate(lines, 1):
-        if re.search("[\udc80-\udcff]", line):  # bytes that were not UTF-8 (see surrogateescape)
+        if HALF_EMOJI.search(line):
             raise UserError(f"{file}:{number}: not UTF-8; save the file as UTF-8")
+        if number == 1 and re.match(r'\s*[{\[]\s*["{]|["\w]+([,;]["\w]+)+$|text(\ttext_b)?$', line):
+            warn(f"{file}:1: looks like JSON or a header; each line is labelled as plain text")
         text = tuple(compose(line).rstrip("\n").split("\t"))
         if len(text) != width or not all(part.strip() for part in text):
             raise UserError(f"{file}:{number}: expected {width} non-empty column(s), no label")
@@ -414,9 +457,8 @@ def load(path, kind):
         if intact and content["kind"] == kind:
             return content
     except FileNotFoundError:
-        reason = (
-            f"no such file; run: python step1_embed.py --out {shlex.quote(str(Path(path).parent))}"
-        )
+        out = shlex.quote(str(Path(path).parent))
+        reason = f"no such file; run: python step1_embed.py --out {out}"
     except Exception as err:  # zip and pickle readers raise many exception types
         reason += f" ({type(err).__name__})"
     raise UserError(f"{path}: {reason}")
@@ -499,13 +541,16 @@ def load_pretrained(name, pool="mean", max_len=256, texts=(), **options):
             raise ValueError(f"the files lack {len(lost)} weights of {kind}, such as {lost[0]}")
         encoder = Encoder(lm, tokenizer, pool, max_len, **options)
         if texts:
-            rows = [row["input_ids"] for row in encoder.tokenize(texts)]
-            longest = max(rows, key=len)
+            rows = encoder.tokenize(texts)
+            order = sorted(range(len(rows)), key=lambda i: len(rows[i]["input_ids"]))
+            trial = [texts[order[0]], texts[order[-1]]]  # the shortest and the longest
+            longest = rows[order[-1]]["input_ids"]
             if len(longest) < 3 or 2 * longest.count(tokenizer.unk_token_id) > len(longest):
                 raise ValueError("a text has hardly any known tokens; is tokenizer.json missing?")
-            encode(encoder, [texts[rows.index(longest)]], progress="")
-            if full := sum(len(row) >= encoder.max_len for row in rows):
-                warn(f"{full} texts reach max_len={encoder.max_len} tokens and may be truncated")
+            alone = torch.cat([encode(encoder, [text], progress="") for text in trial])
+            if (encode(encoder, trial, progress="") - alone).norm() > 0.01 * alone.norm():
+                warn(f"embeddings of {kind} depend on padding; use another, or --batch-tokens 1")
+            check_tokens(encoder, rows)
         return encoder
     except Exception as err:  # hub, file and class raise many exception types
         reason = " ".join(str(err).split())[:150] or type(err).__name__
@@ -549,9 +594,8 @@ def load_encoder(out="runs", device="cpu", dtype=None, data=None, batch_tokens=N
     """Load the frozen Encoder and info (contents of embed.pt) of a run folder; `data` overrides the data root."""
     info, folder = load(Path(out, "embed.pt"), "embed"), Path(out, "encoder")
     if changed := sorted(name for name, _ in info["files"].items() ^ digests_of(folder).items()):
-        raise UserError(
-            f"{folder / changed[0]}: missing or changed since step 1; restore it, or rerun step 1"
-        )
+        problem = "missing or changed since step 1; restore it, or rerun step 1"
+        raise UserError(f"{folder / changed[0]}: {problem}")
     options = {"batch_tokens": batch_tokens, "digest": info["lm"]}
     encoder = load_pretrained(folder, info["pool"], info["max_len"], **options)
     encoder.eval().requires_grad_(False)

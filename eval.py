@@ -18,8 +18,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from common import METHODS, PAIRS, ROWS, WORLD, UserError, build_aligner, cached, check_flags
+from common import METHODS, PAIRS, ROWS, WORLD, UserError, as_texts, build_aligner, cached
 from common import (
+    check_flags,
     describe,
     encode,
     find,
@@ -28,9 +29,8 @@ from common import (
     load_task,
     logits,
     make_parser,
-    pick_device,
 )
-from common import read_texts, read_tsv, run, say, warn, write_atomic
+from common import pick_device, read_texts, read_tsv, run, say, warn, write_atomic
 
 BOOTSTRAP = 10_000  # resamples behind a 95% interval
 CHUNK = 1_024  # lines that --predict labels at once: constant memory, order kept
@@ -58,6 +58,20 @@ def bootstrap(gains, premises):
     return np.percentile(means, [2.5, 97.5]).tolist()
 
 
+def squeeze(texts):
+    """Return texts for comparison: neither case nor spaces count."""
+    return tuple(" ".join(text.casefold().split()) for text in texts)
+
+
+def macro_f1(guesses, y):
+    """Return the F1 of guesses (S, N), averaged over the classes that y (N,) has, and over S."""
+    f1 = []
+    for k in y.unique():  # 2 true positives / (guessed + actual), by head, (S,)
+        both = ((guesses == k) & (y == k)).sum(1)
+        f1.append(2 * both / ((guesses == k).sum(1) + (y == k).sum()))
+    return torch.stack(f1).mean().item()
+
+
 def evaluate(lang, heads, encoder, embed, info, split="test"):
     """Return one record per head on a split of `lang`. Gains are over heads[0], which must be the English head."""
     texts, y = load_task(info, lang, split)
@@ -65,19 +79,21 @@ def evaluate(lang, heads, encoder, embed, info, split="test"):
     for name in f"{lang}/train.tsv", f"{lang}/translated.tsv", "en/train.tsv":
         path = Path(info["data"], info["task"], name)
         rows = read_tsv(path, *ROWS, *PAIRS) if path.exists() else []
-        seen |= {row[1 : 1 + width] for row in rows} | {row[-width:] for row in rows}
-    if leaks := sum(text in seen for text in texts):
+        seen |= {squeeze(side) for row in rows for side in (row[1 : 1 + width], row[-width:])}
+    if leaks := sum(squeeze(text) in seen for text in texts):
         warn(f"{leaks} of the {lang} {split} rows ({leaks / len(y):.1%}) are also training rows")
     majority = (y.bincount().max() / len(y)).item()
     shared = {"lang": lang, "split": split, "rows": len(y), "leaks": leaks, "majority": majority}
     premises = np.unique([text[0] for text in texts], return_inverse=True)[1]  # (N,)
-    hits = [(logits_of(head, encoder, embed, texts).argmax(2) == y).double() for head in heads]
+    guesses = [logits_of(head, encoder, embed, texts).argmax(2) for head in heads]
+    hits = [(guess == y).double() for guess in guesses]
     records = []
-    for head, hit in zip(heads, hits):  # (S, N)
+    for head, guess, hit in zip(heads, guesses, hits):  # (S, N)
         gains = (hit.mean(0) - hits[0].mean(0)).numpy()  # (N,)
         std = hit.mean(1).std(correction=0).item()
         record = {field: head[field] for field in describe(lang)} | shared
         record |= {"heads": len(hit), "accuracy": hit.mean().item(), "accuracy_std": std}
+        record["macro_f1"] = macro_f1(guess, y)
         records.append(record | {"gain": gains.mean(), "interval": bootstrap(gains, premises)})
     if min(record["accuracy"] for record in records) < majority - 0.15:
         warn("a head is far below the majority class; do the labels mean the same as in English?")
@@ -95,7 +111,7 @@ def load_classifier(out, lang, device="cpu", dtype=None, batch_tokens=None, **fl
     head = load_head(out, encoder, lang, **flags)
 
     def classifier(texts):
-        texts = [(text,) if isinstance(text, str) else tuple(text) for text in texts]
+        texts = as_texts(texts)
         if any(len(text) != (2 if head["two_texts"] else 1) for text in texts):
             raise ValueError(f"this head labels {'pairs' if head['two_texts'] else 'single texts'}")
         rows = logits_of(head, encoder, partial(encode, encoder), texts).softmax(2).mean(0)
@@ -167,12 +183,12 @@ def main():
     embed = partial(cached, encoder, args.out)
     records = evaluate(args.lang, heads, encoder, embed, info, args.split)
     say("{lang}, {rows} {split} rows, majority class {majority:.2%}".format(**records[0]))
-    say(f"{'':38}n  heads  accuracy    +-  points over english [95%]")
+    say(f"{'':38}n  heads  accuracy    +-      F1  points over english [95%]")
     for r in records:
         name = f"{r['method']} {r['arch'] or ''}{' residuals' if r['residuals'] else ''}"
         name += f" seed {r['seed']}" if r["seed"] else ""
         std, gain, low, high = (100 * v for v in (r["accuracy_std"], r["gain"], *r["interval"]))
-        line = f"  {name:30}{r['n'] or '-':>7}{r['heads']:7}{r['accuracy']:10.2%}{std:6.2f}"
+        line = f"  {name:30}{r['n'] or '-':>7}{r['heads']:7}{r['accuracy']:10.2%}{std:6.2f}{r['macro_f1']:8.3f}"
         line += f"  {gain:+6.2f} [{low:+.2f}, {high:+.2f}]" if r is not records[0] else ""
         if r["via"] not in (None, [args.lang]):
             line += f"  A of {' '.join(r['via'])}"

@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from common import WORLD, UserError, check_flags, describe_task, encode, load_english
+from common import WORLD, UserError, as_labels, check_flags, describe_task, encode, load_english
 from common import load_pretrained, make_optimizer, make_parser, pick_device, run, save_encoder, say
 from common import shuffled, warn
 
@@ -25,8 +25,11 @@ def tune(encoder, texts, y, dev_texts, dev_y, epochs=3, lr=5e-5, batch=32, seed=
     """Fine-tune e(.) with a linear classifier on top, labels y (N,) (paper, Step 1). Keeps the best dev epoch,
     discards the classifier, returns loss and dev accuracy per epoch. Word embeddings stay frozen (our choice)."""
     torch.manual_seed(seed)
+    y = as_labels(y, len(texts))
+    classes = int(y.max()) + 1
+    dev_y = as_labels(dev_y, len(dev_texts), classes)
     encoder.lm.get_input_embeddings().requires_grad_(False)  # English moves only its own tokens
-    head = nn.Linear(encoder.dim, int(y.max()) + 1)
+    head = nn.Linear(encoder.dim, classes)
     model = nn.Sequential(encoder, nn.Dropout(dropout), head).to(encoder.lm.device)
     steps = epochs * math.ceil(len(y) / batch)
     optimizer, schedule = make_optimizer(model.parameters(), lr, steps)

@@ -26,9 +26,7 @@ def as_pairs(x, y, held_x, held_y):
     parts = [torch.as_tensor(part).detach().float() for part in (x, y, held_x, held_y)]
     shapes = [tuple(part.shape) for part in parts]
     if len(x) < 2 or len(held_x) < 1 or shapes[0] != shapes[1] or shapes[2] != shapes[3]:
-        raise ValueError(
-            f"x and y must match (at least 2 rows), as must held_x and held_y: {shapes}"
-        )
+        raise ValueError(f"x and y (at least 2 rows) must match, and held_x and held_y: {shapes}")
     return parts
 
 
@@ -148,9 +146,8 @@ def measure(predicted, y, mean, most=2_000):
     """Return MSE, mean cosine, R^2 and P@1 (for `most` rows) of predicted and y (N, D), training mean (D,)."""
     mse, cosine = F.mse_loss(predicted, y).item(), F.cosine_similarity(predicted, y).mean().item()
     r2 = 1 - mse / max(F.mse_loss(mean.expand_as(y), y).item(), 1e-12)
-    i = torch.linspace(
-        0, len(y) - 1, min(most, len(y))
-    ).long()  # evenly, as rows are sorted by language
+    # evenly spaced, as rows are sorted by language
+    i = torch.linspace(0, len(y) - 1, min(most, len(y))).long()
     predicted, y = predicted[i], y[i]
     similarity = F.normalize(predicted, dim=1) @ F.normalize(y, dim=1).T  # (N, N)
     nearest = y[similarity.argmax(1)]  # compared by value: a row may recur in several languages

@@ -16,30 +16,22 @@ from functools import partial
 import torch
 import torch.nn.functional as F
 
-from common import UserError, bar, build_aligner, cached, check_flags, describe, find
-from common import (
-    digest_of,
-    load_encoder,
-    load_english,
-    load_pairs,
-    load_task,
-    load_translated,
-    logits,
-)
-from common import make_parser, path_of, pick_device, read_lines, read_texts, run, save, say, warn
+from common import UserError, as_labels, bar, build_aligner, cached, check_flags, describe
+from common import digest_of, find, load_encoder, load_english, load_pairs, load_task
+from common import load_translated, logits, make_parser, path_of, pick_device, read_lines
+from common import read_texts, run, save, say, warn
 
 
 def train_heads(x, y, classes, residuals=None, seeds=range(5), l2=0.05, lr=1e-3, steps=2_000):
     """Train S linear heads at once, one per seed: cross-entropy + l2 |w|^2 on embeddings x (N, D), labels y (N,),
     for at least ten epochs and `steps` steps (our choice). residuals (M, D): one is added to each row of x, drawn
     again every epoch. Returns weight (S, C, D), bias (S, 1, C), mean (D,) and scale (D,) for common.logits."""
-    x, y = torch.as_tensor(x).detach().float(), torch.as_tensor(y)
-    if not 1 < len(x) == len(y) or not 0 <= y.min() <= y.max() < classes:
-        raise ValueError(f"{len(x)} rows of x need as many labels y from 0 to {classes - 1}")
+    x = torch.as_tensor(x).detach().float()
+    y = as_labels(y, len(x), classes)
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
     spread = x.var(0) if residuals is None else x.var(0) + residuals.var(0).to(x.device)
     mean, scale = x.mean(0), spread.sqrt().clamp_min(1e-6)  # the inputs are standardised
-    x, y = (x - mean) / scale, y.to(x.device).long()
+    x, y = (x - mean) / scale, y.to(x.device)
     r = None if residuals is None else residuals.to(x) / scale  # (M, D)
     weight = torch.stack([0.02 * torch.randn(classes, x.shape[1], generator=g) for g in generators])
     weight = weight.to(x.device).requires_grad_()  # (S, C, D)

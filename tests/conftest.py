@@ -48,6 +48,7 @@ KINDS = {
     "bert": (hf.BertConfig, {"type_vocab_size": 2}),
     "distilbert": (hf.DistilBertConfig, {"dim": 32, "hidden_dim": 64, "n_layers": 2, "n_heads": 2}),
     "mpnet": (hf.MPNetConfig, {}),
+    "fnet": (hf.FNetConfig, {}),
     "deberta-v2": (hf.DebertaV2Config, {"relative_attention": True, "pos_att_type": "p2c|c2p"}),
     "modernbert": (hf.ModernBertConfig, {}),
 }

@@ -153,6 +153,7 @@ step1 --model {path}/none      : --model .*none: .*; use a hub name or a folder
 step1 --lr 4e9                 : the loss is (nan|inf); use a lower --lr than 4e[+]09
 step2 --out {path}/none        : none/embed.pt: no such file; run: python step1_embed.py
 step2 --lang xx                : xx/translated.tsv: no such file
+eval --lang xx                 : xx/test.tsv: no such file; .*without labels use --predict
 step2 --lang ko/               : --lang ko/: expected language codes
 step2 --lang [ko]              : --lang \[ko\]: expected language codes
 step2 --n 9999                 : ko/translated.tsv: only (\d+) distinct pairs; use --n \1 or less

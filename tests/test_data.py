@@ -279,22 +279,30 @@ def test_a_model_without_special_tokens(world, tmp_path):
     tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing("$A", "$A $B")
     model, out = make_encoder(tmp_path / "model"), tmp_path / "runs"
     tokenizer.save_pretrained(model)
-    main(
-        "step1_embed.py",
-        "--model",
-        model,
-        "--data",
-        world.data,
-        "--task",
-        "reviews",
-        "--out",
-        out,
-        "--epochs",
-        0,
-    )
+    where = "--model", model, "--data", world.data, "--task", "reviews", "--out", out
+    main("step1_embed.py", *where, "--epochs", 0)
     encoder, _ = load_encoder(out)
     assert len(encoder.tokenize(["good"])[0]["input_ids"]) == 1
     assert encode(encoder, ["good", "good film"]).isfinite().all()
+
+
+def test_what_a_model_does_not_say_is_measured(tmp_path, capsys):
+    """It has a table of segments but its tokenizer makes none, embeds with another width, depends on padding."""
+    texts = [("good film", "bad"), ("so very sad and awful", "the food was good")]
+    model = make_encoder(tmp_path / "bert", "bert")
+    tokenizer = hf.AutoTokenizer.from_pretrained(model)
+    tokenizer.model_input_names = ["input_ids", "attention_mask"]
+    tokenizer.save_pretrained(model)
+    encoder = common.load_pretrained(model, texts=texts)
+    assert encoder.tokenize(texts)[0]["token_type_ids"] == [0, 0, 0, 0, 1, 1]
+    assert not capsys.readouterr().err
+    encode(encoder, ["Ж Щ Ю", "good film"])
+    assert "33% of the tokens are unknown" in capsys.readouterr().err
+    encoder.lm.config.hidden_size = 16
+    assert common.Encoder(encoder.lm, tokenizer).dim == 32
+    make_encoder(tmp_path / "fnet", "fnet")
+    common.load_pretrained(tmp_path / "fnet", texts=texts)
+    assert "embeddings of FNetModel depend on padding" in capsys.readouterr().err
 
 
 def test_the_tokens_are_those_of_tokenizer_json(world, tmp_path):
@@ -334,7 +342,7 @@ def break_model(folder, fault):
     [
         ("no tokenizer", "is tokenizer.json missing?"),
         ("no padding", "no padding token"),
-        ("no room", "is tokenizer.json missing?"),
+        ("no room", "max_len=2: no room for text, 3 tokens are special"),
         ("ids beyond the table", "has no embedding in this LM"),
         ("adapter", "merge it into the LM first"),
         ("not finite", "is not finite"),

@@ -57,6 +57,7 @@ def test_accuracy_and_gain_by_hand(judge, capsys):
     assert langalign["accuracy"] == (4 / 4 + 3 / 4) / 2
     assert langalign["accuracy_std"] == pytest.approx(1 / 8)  # over heads, of the population
     assert langalign["gain"] == pytest.approx(2 / 8)
+    assert langalign["macro_f1"] == pytest.approx((1 + 1 + 4 / 5 + 2 / 3) / 4)  # 2 heads, 2 classes
     assert langalign["majority"] == 3 / 4 and langalign["rows"] == 4 and langalign["heads"] == 2
     low, high = langalign["interval"]
     assert low <= langalign["gain"] <= high
@@ -103,7 +104,7 @@ def test_table_and_results_agree(split, folder, capsys):
         assert record["lang"] == "ko" and record["split"] == split
         words = [record["method"], record["arch"], record["residuals"] and "residuals"]
         numbers = [str(record["n"] or "-"), str(record["heads"]), f"{record['accuracy']:.2%}"]
-        numbers += [f"{100 * record['accuracy_std']:.2f}"]
+        numbers += [f"{100 * record['accuracy_std']:.2f}", f"{record['macro_f1']:.3f}"]
         if record["method"] != "english":
             low, high = record["interval"]
             gain = f"{100 * record['gain']:+.2f} [{100 * low:+.2f}, {100 * high:+.2f}]"
@@ -119,6 +120,7 @@ def test_leaked_rows_are_counted(world, folder, tmp_path, capsys):
     test = common.read_tsv(root / "reviews/ko/test.tsv", *common.ROWS)
     for i, (name, header) in enumerate(files.items()):
         text = unicodedata.normalize("NFD", test[i][1])  # the same text in NFD
+        text = f" {text}  ".replace(" ", "  ")
         columns = header.count(" ")
         row = ["positive", *["a"] * (columns - 1), text]
         write(root / f"reviews/{name}.tsv", header, [row, ["negative", *"bc"[:columns]]])
@@ -185,6 +187,14 @@ def test_form_of_the_file_does_not_matter(runs, label):
     windows, mac = text.replace("\n", "\r\n"), text.replace("\n", "\r")
     for same in unicodedata.normalize("NFD", text), "\ufeff" + text, windows, mac:
         assert label(runs, same.encode(), "--text") == expected
+
+
+@pytest.mark.parametrize("first", ['{"text": "good film"}', "id,text,label", "text"])
+def test_a_file_of_another_kind_is_named(first, runs, label):
+    label(runs, [first, TEXTS[0]])
+    assert "text.txt:1: looks like JSON or a header" in label.err
+    label(runs, TEXTS)
+    assert "looks like" not in label.err
 
 
 LABELLED, SECOND, EMPTY = "positive\t{0}\n", "{0}\nnegative\t{1}\n", "{0}\n\u3000\n{1}\n"
