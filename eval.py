@@ -11,6 +11,7 @@ Expect  on toy Korean english 57%, langalign fc +23 points, with residuals +28 (
 import json
 import shlex
 import sys
+import threading
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -106,15 +107,18 @@ def load_head(out, encoder, lang, **flags):
 
 
 def load_classifier(out, lang, device="cpu", dtype=None, batch_tokens=None, **flags):
-    """Return classifier(texts) -> (labels, probabilities (N, C) of classifier.head["labels"], means over seeds)."""
+    """Return classifier(texts) -> (labels, probabilities (N, C) of classifier.head["labels"], means over seeds),
+    which several threads may call."""
     encoder, _ = load_encoder(out, device, dtype, batch_tokens=batch_tokens)
     head = load_head(out, encoder, lang, **flags)
+    lock = threading.Lock()  # tokenizers and A inside change state while they work
 
     def classifier(texts):
         texts = as_texts(texts)
         if any(len(text) != (2 if head["two_texts"] else 1) for text in texts):
             raise ValueError(f"this head labels {'pairs' if head['two_texts'] else 'single texts'}")
-        rows = logits_of(head, encoder, partial(encode, encoder), texts).softmax(2).mean(0)
+        with lock:
+            rows = logits_of(head, encoder, partial(encode, encoder), texts).softmax(2).mean(0)
         return [head["labels"][i] for i in rows.argmax(1)], rows
 
     classifier.head = head
