@@ -116,7 +116,7 @@ def test_readme_code_runs(block, home, tmp_path, monkeypatch):
 
 
 def test_core_is_small():
-    assert sum(len((ROOT / name).read_text(encoding="utf-8").splitlines()) for name in CORE) <= 1350
+    assert sum(len((ROOT / name).read_text(encoding="utf-8").splitlines()) for name in CORE) <= 1415
 
 
 def test_functions_are_short():
