@@ -5,8 +5,8 @@
 
 Reads    <out>/ of steps 1 to 3, test.tsv of --lang or else English rows, results-<lang>.json of eval.py.
 Writes   --to: Transformer, Pooling and Dense modules (modules.json), labels.json, and README.md, a model card.
-         It labels the rows with the folder and with <out>. After an error it writes nothing.
-Expect   "labels that differ: 0 of 400", and 16-bit weights, half the size of <out>/encoder.
+         It labels the rows with both. After an error it writes nothing.
+Expect   "Labels that differ: 0 of 400", and 16-bit weights, half the size of <out>/encoder.
 
 Any head becomes a stack of Dense layers. Inside merges into the LM's weights, A behind the LM and all
 standardisations into the linear layers next to them. The seeds' heads become one with the mean of their logits,
@@ -15,10 +15,12 @@ where eval.py takes the mean of their probabilities. Shapes: as in common.py; O,
 import argparse
 import importlib.util
 import json
+import logging
 import os
 import shlex
 import shutil
 import sys
+import warnings
 from functools import partial
 from pathlib import Path
 
@@ -34,59 +36,7 @@ from common import load_encoder, load_english, load_task, masked_mean, one_line_
 from eval import load_head, logits_of
 
 ROWS = 1_000  # rows that check the folder, at most
-ROUNDING = 0.005  # largest difference between probabilities that counts as rounding
-CARD = """---
-language: {codes}
-{license}pipeline_tag: text-classification
-library_name: sentence-transformers
-tags: [langalign]
----
-# {task}: {labels}
-
-This folder classifies {texts} in the languages below. LangAlign (arXiv 2503.18603) trained it ({how}).
-The columns of its output are the labels in this order (labels.json).
-
-| language | pairs in training | test rows | accuracy (std over heads) |
-|---|---|---|---|
-{metrics}
-## Use
-```python
-from sentence_transformers import {kind}  # version {versions}
-
-labels = {list}
-probabilities = {kind}("{name}").{call}
-print([labels[i] for i in probabilities.argmax(1)])
-```
-torch warns that softmax has no dimension, which is harmless here. With transformers alone:
-```python
-import torch
-from safetensors.torch import load_file
-from torch.nn.functional import linear
-from transformers import AutoModel, AutoTokenizer
-
-tokenizer, lm = AutoTokenizer.from_pretrained("{name}"), AutoModel.from_pretrained("{name}").eval()
-dense = [load_file(f"{name}/{{i}}_Dense/model.safetensors") for i in range(2, {end})]
-batch = tokenizer({example}, padding=True, truncation=True, return_tensors="pt")
-with torch.no_grad():
-    x, mask = lm(**batch).last_hidden_state, batch["attention_mask"][..., None]
-    x = {pooled}
-    for layer in dense:
-        x = linear(x.relu() if layer is not dense[0] else x, layer["linear.weight"], layer["linear.bias"])
-probabilities = x.softmax(1)
-```
-A message that weights of a pooler are new is harmless, as no pooler is used. {onnx}
-
-## Making
-{check} Step 1 used the settings {step1}. The commands after it:
-```sh
-{commands}
-```
-"""
-ONNX = (
-    "onnx/model.onnx maps input_ids and attention_mask (the tokenizer's output) to probabilities."
-)
-CHECK = """{rows}, {dtype} weights: labels that differ: {labels}, largest difference of probabilities {difference:.4f}
-(from the mean of logits {rounding:.4f})."""
+ROUNDING = 0.01  # largest difference between probabilities that counts as rounding
 
 
 # Any head as Dense layers -----------------------------------------------------------------------
@@ -224,82 +174,121 @@ class Shipped(nn.Module):
 
 def write_onnx(folder, texts):
     """Write onnx/model.onnx: token ids (B, T) -> probabilities (B, C), for any B and T."""
-    shipped = Shipped(folder)
+    shipped = Shipped(folder).eval()
     batch = shipped.tokenize(texts[:3])
-    names = {"input_names": list(batch), "output_names": ["probabilities"]}
     sizes = {0: torch.export.Dim("batch"), 1: torch.export.Dim("length")}
-    names["dynamic_shapes"] = {name: sizes for name in batch}
-    (folder / "onnx").mkdir()
-    torch.onnx.export(shipped, (), folder / "onnx/model.onnx", kwargs=batch, verbose=False, **names)
+    names = {"input_names": list(batch), "output_names": ["probabilities"]}
+    names["dynamic_shapes"] = dict.fromkeys(batch, sizes)
+    path = folder / "onnx/model.onnx"
+    path.parent.mkdir()
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it misses torchvision
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.onnx.export(shipped, (), path, kwargs=batch, verbose=False, **names)
 
 
 def compare(logits, probabilities):
-    """Return how the folder's probabilities (N, C) differ from the heads' logits (S, N, C), as a dict: rounding
-    (from the mean of logits), difference (from the mean of probabilities) and the labels that differ from both."""
-    means = {"rounding": logits.mean(0).softmax(1), "difference": logits.softmax(2).mean(0)}
-    result = {name: (mean - probabilities).abs().max().item() for name, mean in means.items()}
-    differ = [(mean.argmax(1) != probabilities.argmax(1)) for mean in means.values()]
-    return result | {"rounded": differ[0].sum().item(), "labels": differ[1].sum().item()}
+    """Compare the folder's probabilities (N, C) with the heads' logits (S, N, C). Return how far they are from the
+    mean of logits and from the mean of probabilities, and in how many rows these have another label."""
+    means = logits.mean(0).softmax(1), logits.softmax(2).mean(0)  # (N, C): the folder's, eval.py's
+    far = [(mean - probabilities).abs().max().item() for mean in means]
+    labels = [(mean.argmax(1) != probabilities.argmax(1)).sum().item() for mean in means]
+    return *far, *labels
 
 
+# The model card ---------------------------------------------------------------------------------
 def commands_of(args, head):
-    """Return the commands of steps 2 and 3 and of the export, one per line."""
-    out, lines = ["--out", args.out], []
-    options = ["--arch", head["arch"]] if head["arch"] else []
-    pairs = ["--n", str(head["n"])] if head["n"] else []
-    method, seed = ["--method", head["method"]], ["--seed", str(head["seed"])]
+    """Return the commands that made the folder after step 1, one per line."""
+    flags = f"--method {head['method']}" + (f" --arch {head['arch']}" if head["arch"] else "")
+    flags += (f" --n {head['n']}" if head["n"] else "") + f" --seed {head['seed']}"
+    flags += f" --out {shlex.quote(args.out)}"
+    step3 = f"step3_head.py --lang {args.lang} {flags} --l2 {head['l2']}"
+    step3 += f" --seeds {len(head['heads']['weight'])}"
+    step3 += " --residuals" if head["residuals"] else ""
+    step3 += " --unlabelled FILE" if head["method"] == "centred" else ""
+    lines = [step3, f"data/export.py {shlex.join(sys.argv[1:])}"]
     if head["arch"]:
-        lines.append(["step2_align.py", "--lang", *head["via"], *method, *options, *pairs, *seed])
-        options += ["--via", *head["via"]] + ["--residuals"] * head["residuals"]
-    options += ["--unlabelled", "FILE"] * (head["method"] == "centred")
-    heads = ["--seeds", str(len(head["heads"]["weight"])), "--l2", str(head["l2"])]
-    lines.append(["step3_head.py", "--lang", args.lang, *method, *options, *pairs, *heads, *seed])
-    lines = [line + out for line in lines] + [["data/export.py", *sys.argv[1:]]]
-    return "\n".join("python " + shlex.join(line) for line in lines)
+        via = " ".join(head["via"])
+        lines = [f"step2_align.py --lang {via} {flags}", f"{step3} --via {via}", lines[1]]
+    return "\n".join(f"python {line}" for line in lines)
 
 
-def write_card(folder, args, head, encoder, info, count, check):
-    """Write README.md, the model card, of a folder with `count` Dense layers."""
+def table_of(args, head):
+    """Return the languages of the head, and a table of them with the figures of results-<lang>.json."""
     paired = head["via"] or ([args.lang] if head["n"] else [])
-    languages, metrics = sorted({args.lang, *paired}), ""
-    for lang in languages:
+    table = "| language | pairs in training | test rows | accuracy (std over heads) |\n|---|---|---|---|"
+    for lang in sorted({args.lang, *paired}):
         path, figures = Path(args.out, f"results-{lang}.json"), "- | -"
         for record in json.loads(path.read_text("utf-8")) if path.exists() else ():
             if all(record[key] == head[key] for key in describe(lang) if key != "lang"):
-                figures = "{rows} {split} rows | {accuracy:.2%} ({accuracy_std:.2%})".format(
-                    **record
-                )
-        metrics += f"| {lang} | {'yes' if lang in paired else 'no'} | {figures} |\n"
-    name = Path(args.to).resolve().name
-    kind, verb = (
-        ("CrossEncoder", "predict") if head["two_texts"] else ("SentenceTransformer", "encode")
-    )
-    example = ["a text"] if not head["two_texts"] else [("a text", "its text_b")]
-    settings = ("epochs", "lr", "batch", "seed", "pool", "max_len")
-    values = {
-        "codes": json.dumps(languages),
-        "license": f"license: {args.license}\n" if args.license else "",
-        "task": info["task"],
-        "labels": ", ".join(head["labels"]),
-        "list": json.dumps(head["labels"], ensure_ascii=False),
-        "texts": "pairs of texts" if head["two_texts"] else "texts",
-        "how": METHODS[head["method"]] + (f", aligner {head['arch']}" if head["arch"] else ""),
-        "metrics": metrics,
-        "kind": kind,
-        "call": f"{verb}({example})",
-        "versions": "6 and later" if head["two_texts"] else "5.1 and later",
-        "name": name,
-        "end": count + 2,
-        "example": example if not head["two_texts"] else '["a text"], ["its text_b"]',
-        "pooled": "x[:, 0]" if encoder.pool == "cls" else "(x * mask).sum(1) / mask.sum(1)",
-        "onnx": ONNX if args.onnx else "",
-        "check": check,
-        "step1": ", ".join(f"{key} {info[key]}" for key in settings),
-        "commands": commands_of(args, head),
-    }
-    (folder / "README.md").write_text(CARD.format(**values), encoding="utf-8")
+                figures = "{rows} | {accuracy:.2%} ({accuracy_std:.2%})".format(**record)
+        table += f"\n| {lang} | {'yes' if lang in paired else 'no'} | {figures} |"
+    return sorted({args.lang, *paired}), table
 
 
+def card(args, head, encoder, info, count, check):
+    """Return the text of README.md, the model card, of a folder with `count` Dense layers."""
+    languages, table = table_of(args, head)
+    name, names = Path(args.to).resolve().name, json.dumps(head["labels"], ensure_ascii=False)
+    how = METHODS[head["method"]] + (f"; A is {head['arch']}" if head["arch"] else "")
+    kind, call, columns = "SentenceTransformer", 'encode(["a text"])', '["a text"]'
+    if head["two_texts"]:
+        kind, call = "CrossEncoder", 'predict([("a text", "its text_b")])'
+        columns = '["a text"], ["its text_b"]'
+    pooled = "x[:, 0]" if encoder.pool == "cls" else "(x * mask).sum(1) / mask.sum(1)"
+    onnx = "\n`onnx/model.onnx` takes the tokenizer's output and returns probabilities.\n"
+    step1 = ", ".join(f"{key} {info[key]}" for key in ("epochs", "lr", "batch", "seed", "max_len"))
+    return f"""---
+language: {json.dumps(languages)}
+{f"license: {args.license}" if args.license else "# license: that of the LM of step 1"}
+pipeline_tag: text-classification
+library_name: sentence-transformers
+tags: [langalign]
+---
+# {info["task"]}: {", ".join(head["labels"])}
+
+LangAlign (arXiv 2503.18603) made this classifier. Its head is trained on: {how}.
+
+{table}
+
+## Use
+```python
+from sentence_transformers import {kind}  # version {"6" if head["two_texts"] else "5.1"} or later
+
+labels = {names}
+probabilities = {kind}("{name}").{call}  # one column per label
+print([labels[i] for i in probabilities.argmax(1)])
+```
+With transformers alone:
+```python
+import torch
+from safetensors.torch import load_file
+from torch.nn.functional import linear
+from transformers import AutoModel, AutoTokenizer
+
+tokenizer, lm = AutoTokenizer.from_pretrained("{name}"), AutoModel.from_pretrained("{name}").eval()
+dense = [load_file(f"{name}/{{i}}_Dense/model.safetensors") for i in range(2, {count + 2})]
+batch = tokenizer({columns}, padding=True, truncation=True, return_tensors="pt")
+with torch.no_grad():
+    x, mask = lm(**batch).last_hidden_state, batch["attention_mask"][..., None]
+    x = {pooled}
+    for i, layer in enumerate(dense):
+        x = linear(x.relu() if i else x, layer["linear.weight"], layer["linear.bias"])
+probabilities = x.softmax(1)
+```
+{onnx if args.onnx else ""}
+Two warnings are harmless: the pooler is missing because it is not used, and the softmax is over labels.
+
+## How it was made
+{check} The difference includes that the folder averages the logits of
+{len(head["heads"]["weight"])} heads, and `eval.py` their probabilities. Step 1 ran with {step1}. The commands after it:
+```sh
+{commands_of(args, head)}
+```
+"""
+
+
+# Command line -----------------------------------------------------------------------------------
 def main():
     raw = argparse.RawDescriptionHelpFormatter
     p = argparse.ArgumentParser(description=__doc__, formatter_class=raw, allow_abbrev=False)
@@ -325,6 +314,7 @@ def main():
     if args.onnx and missing:
         raise UserError(f"--onnx needs {missing[0]}; run: pip install onnx onnxscript")
 
+    transformers.logging.set_verbosity_error()  # no load report about the unused pooler
     encoder, info = load_encoder(args.out, data=args.data)
     flags = {name: vars(args)[name] for name in describe(args.lang) if name != "lang"}
     head = load_head(args.out, encoder, args.lang, **flags)
@@ -341,17 +331,19 @@ def main():
     try:
         for dtype in (torch.float16, torch.float32):
             write_folder(fresh, encoder, layers, head, dtype)
-            found = compare(wanted, Shipped(fresh).label(texts))
-            if found["rounding"] <= ROUNDING and not found["rounded"]:
+            rounding, difference, other, differ = compare(wanted, Shipped(fresh).label(texts))
+            if rounding <= ROUNDING and not other:
                 break
-        rows = f"{len(texts)} {args.lang + ' test' if test else 'English training'} rows"
-        check = CHECK.format(rows=rows, dtype=str(dtype).removeprefix("torch."), **found)
+        rows = f"{args.lang} test" if test else "English training"
+        check = f"Labels that differ: {differ} of {len(texts)} {rows} rows; largest difference of"
+        check += f" probabilities {difference:.4f} ({str(dtype).removeprefix('torch.')} weights)."
         say(check)
-        if not found["rounding"] <= ROUNDING:
-            raise UserError(f"--to {args.to}: the folder labels otherwise than {head['path']}")
+        if not rounding <= ROUNDING:  # or it is nan
+            raise UserError(f"--to {args.to}: the folder does not label as {head['path']} does")
         if args.onnx:
             write_onnx(fresh, texts)
-        write_card(fresh, args, head, encoder, info, len(layers), check)
+        text = card(args, head, encoder, info, len(layers), check)
+        (fresh / "README.md").write_text(text, encoding="utf-8")
         if to.exists():
             to.rmdir()
         fresh.rename(to)
