@@ -26,10 +26,9 @@ def tune(encoder, texts, y, dev_texts, dev_y, epochs=3, lr=5e-5, batch=32, seed=
     discards the classifier, returns loss and dev accuracy per epoch. Word embeddings stay frozen (our choice)."""
     torch.manual_seed(seed)
     y = as_labels(y, len(texts))
-    classes = int(y.max()) + 1
-    dev_y = as_labels(dev_y, len(dev_texts), classes)
+    dev_y = as_labels(dev_y, len(dev_texts), int(y.max()) + 1)
     encoder.lm.get_input_embeddings().requires_grad_(False)  # English moves only its own tokens
-    head = nn.Linear(encoder.dim, classes)
+    head = nn.Linear(encoder.dim, int(y.max()) + 1)
     model = nn.Sequential(encoder, nn.Dropout(dropout), head).to(encoder.lm.device)
     steps = epochs * math.ceil(len(y) / batch)
     optimizer, schedule = make_optimizer(model.parameters(), lr, steps)

@@ -184,7 +184,7 @@ class Peer(Inside):
         self.autocast = None if encoder.lm.dtype == torch.float32 else encoder.lm.dtype
 
     @contextlib.contextmanager
-    def on(self, encoder):
+    def on(self, encoder, merge=True):
         kept, encoder.lm, encoder.autocast = encoder.lm, self.lm, self.autocast
         try:
             yield encoder

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import unicodedata
+from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
 import numpy as np
@@ -167,6 +168,16 @@ def test_predict_agrees_with_classify(flags, runs, label):
     rows = label(runs, TEXTS, *options)
     assert len(set(labels)) == 2
     assert rows == [[y, f"{p:.4f}"] for y, p in zip(labels, probabilities.amax(1).tolist())]
+
+
+def test_several_threads_may_call_one_classifier(runs):
+    classifier = evaluation.load_classifier(runs, "ko", method="rev", arch="inside")
+    parts = [TEXTS, TEXTS[:3]] * 10
+    with ThreadPoolExecutor(4) as pool:
+        answers = list(pool.map(classifier, parts))
+    for texts, (labels, rows) in zip(parts, answers, strict=True):
+        expected, alone = classifier(texts)
+        assert labels == expected and torch.equal(rows, alone)
 
 
 def test_all_and_text_add_columns(runs, label):

@@ -20,7 +20,7 @@ from torch import nn
 
 import step1_embed
 from common import Aligner, Inside, UserError, build_aligner, encode, load, load_encoder
-from common import load_english, load_pretrained, logits, save
+from common import load_english, load_pretrained, logits, pad, save
 from eval import classify
 from step1_embed import tune
 from step2_align import CLOSED, fit, fit_inside, measure, solve
@@ -301,6 +301,11 @@ def test_inside_any_encoder_and_merged_into_it(tmp_path, kind):
     on = through(inside, encoder, TEXTS)
     assert not torch.allclose(on, before, atol=0.1) and len(inside.layers) >= 5
     assert torch.equal(encode(encoder, TEXTS), before) and same(state_of(encoder), bits)
+    with pytest.raises(KeyboardInterrupt), inside.on(encoder):
+        raise KeyboardInterrupt
+    assert same(state_of(encoder), bits) and encoder.inside is None
+    batch = pad(encoder.tokenize(TEXTS), encoder.tokenizer, "cpu")
+    assert torch.allclose(inside(encoder, batch), on, atol=1e-3)  # hooks, as in training
     for name, down, up in zip(inside.layers, inside.down, inside.up):  # README: A in the weights
         encoder.lm.get_submodule(name).weight.data += up @ down
     assert torch.allclose(encode(encoder, TEXTS), on, atol=1e-3)
