@@ -48,7 +48,7 @@ class UserError(ValueError):
 
 
 # Several GPUs: torchrun starts WORLD processes, this one is RANK, and rank 0 alone prints and writes
-WORLD = int(os.environ["WORLD_SIZE"]) if dist.is_torchelastic_launched() else 1
+WORLD = int(os.environ.get("WORLD_SIZE") or 1) if dist.is_torchelastic_launched() else 1
 RANK = int(os.environ["RANK"]) if WORLD > 1 else 0
 
 
@@ -101,7 +101,7 @@ class Encoder(nn.Module):
         self.max_len = min(max_len, tokenizer.model_max_length)
         if self.max_len <= (special := tokenizer.num_special_tokens_to_add(pair=True)):
             raise UserError(
-                f"max_len={self.max_len}: no room for text, {special} tokens are special"
+                f"max_len={self.max_len}: no room for text next to {special} special tokens"
             )
         # in a pair 0 and 1, also if the tokenizer's class makes none
         self.segments = (getattr(lm.config, "type_vocab_size", 0) or 0) > 1 or None
@@ -581,8 +581,9 @@ def save_encoder(encoder, out, info):
             encoder.lm.save_pretrained(fresh)
         except Exception as err:  # on a full disk each library raises its own exception type
             raise UserError(f"{fresh}: {err}; make room or choose another --out")
-        info = info | {"pool": encoder.pool, "max_len": encoder.max_len, "files": digests_of(fresh)}
-        chosen = [info[key] for key in ("task", "labels", "pool", "max_len", "files")]
+        info = info | {name: getattr(encoder, name) for name in ("pool", "max_len", "segments")}
+        info["files"] = digests_of(fresh)
+        chosen = [info[key] for key in ("task", "labels", "pool", "max_len", "segments", "files")]
         info["lm"] = digest_of(repr(chosen).encode())
     save(Path(out, "embed.pt"), "embed", **info)
     if RANK == 0:  # last: after a crash in between, embed.pt does not match encoder/
@@ -598,6 +599,7 @@ def load_encoder(out="runs", device="cpu", dtype=None, data=None, batch_tokens=N
         raise UserError(f"{folder / changed[0]}: {problem}")
     options = {"batch_tokens": batch_tokens, "digest": info["lm"]}
     encoder = load_pretrained(folder, info["pool"], info["max_len"], **options)
+    encoder.segments = info.get("segments")  # older run folders were trained without
     encoder.eval().requires_grad_(False)
     for parameter in encoder.parameters():  # one by one: buffers such as rotary ones stay fp32
         parameter.data = parameter.data.to(device, dtype)

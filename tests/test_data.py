@@ -296,6 +296,15 @@ def test_what_a_model_does_not_say_is_measured(tmp_path, capsys):
     encoder = common.load_pretrained(model, texts=texts)
     assert encoder.tokenize(texts)[0]["token_type_ids"] == [0, 0, 0, 0, 1, 1]
     assert not capsys.readouterr().err
+    info = {"data": "", "task": "nli", "labels": ["a", "b"]}
+    common.save_encoder(encoder, tmp_path / "run", info)
+    ids = common.load_encoder(tmp_path / "run")[0].tokenize(texts)
+    assert ids == encoder.tokenize(texts)
+    old = {k: v for k, v in common.load(tmp_path / "run/embed.pt", "embed").items() if k != "kind"}
+    del old["segments"]  # a run folder from before they were made
+    common.save(tmp_path / "run/embed.pt", "embed", **old)
+    ids = common.load_encoder(tmp_path / "run")[0].tokenize(texts)
+    assert "token_type_ids" not in ids[0]
     encode(encoder, ["Ж Щ Ю", "good film"])
     assert "33% of the tokens are unknown" in capsys.readouterr().err
     encoder.lm.config.hidden_size = 16
