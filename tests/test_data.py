@@ -351,7 +351,7 @@ def break_model(folder, fault):
     [
         ("no tokenizer", "is tokenizer.json missing?"),
         ("no padding", "no padding token"),
-        ("no room", "max_len=2: no room for text, 3 tokens are special"),
+        ("no room", "max_len=2: no room for text next to 3 special tokens"),
         ("ids beyond the table", "has no embedding in this LM"),
         ("adapter", "merge it into the LM first"),
         ("not finite", "is not finite"),
