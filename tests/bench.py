@@ -5,10 +5,10 @@
     python tests/bench.py --model xlm-roberta-base --data data/real --task nli --lang ko
 
 encode   texts per second of common.encode against plain transformers code, as in sentence-transformers
-step1    examples per second of step1_embed.tune against Hugging Face Trainer (without accelerate: a plain loop)
+step1    examples per second of step1_embed.tune against Hugging Face Trainer (which needs accelerate)
 inside   seconds per epoch and peak memory of step2_align.fit_inside against distilling the LM's layers
 steps23  seconds of fit (fc), solve (linear) and train_heads on random embeddings (N, 384)
-main     seconds of README's commands in a copy of the repository (data/toy.py not with --data or --quick)
+main     seconds of README's commands, as printed there, in a copy of the repository
 Prints   a JSON object as its last line. A ratio above 1 means that ours is faster or smaller. With --peers it is the
          smallest ratio to a program of that backend in its class (fp32, or bf16 and int8). Use an idle machine.
 """
@@ -50,7 +50,7 @@ CLASSES = {"fp32": ["torch fp32", "onnx fp32", "onnx O3", "openvino f32"]}
 CLASSES["bf16"] = ["torch bf16", "onnx int8", "openvino as-is"]
 KEYS = [f"encode_{kind}_ratio" for kind in ("fp32", "bf16", "onnx", "openvino")] + ["step1_ratio"]
 KEYS += ["inside_ratio", "inside_memory_ratio", "fit_seconds", "heads_seconds", "main_job_seconds"]
-PACKAGE = "sentence-transformers[onnx,openvino]"
+PACKAGE, VENV = "sentence-transformers[onnx,openvino]", "runs/peers"
 PEER = r"""  # for a batch size on stdin encodes the texts, answers with seconds
 import json, os, sys, time, torch, sentence_transformers as st
 answers = os.fdopen(os.dup(1), "w")
@@ -116,10 +116,10 @@ def share_of_products(encoder, texts):
 
 def bench_peers(args, ours, texts, reference, ratios):
     """Add our ratio to each program of a backend, at its best batch, to `ratios`, {key: [ratio, ...]}."""
-    print(f"  pip install {PACKAGE} -> {args.peers}", flush=True)
-    pip = f"'{args.peers}/bin/pip' install -q '{PACKAGE}'"  # their own: they need another transformers
-    if os.system(f"'{sys.executable}' -m venv '{args.peers}' && {pip}"):
-        raise UserError(f"--peers: cannot install {PACKAGE} in {args.peers}; see above")
+    print(f"  pip install {PACKAGE} -> {VENV}", flush=True)
+    pip = f"'{VENV}/bin/pip' install -q '{PACKAGE}'"  # their own: they need another transformers
+    if os.system(f"'{sys.executable}' -m venv '{VENV}' && {pip}"):
+        raise UserError(f"--peers: cannot install {PACKAGE} in {VENV}; see above")
     encoder, has = ours["fp32"].args[0], torch.cpu.get_capabilities()
     int8 = "avx512_vnni" if has.get("avx512_vnni") else "avx2" if has.get("avx2") else "arm64"
     with tempfile.TemporaryDirectory() as place:
@@ -129,7 +129,7 @@ def bench_peers(args, ours, texts, reference, ratios):
         path.write_text(path.read_text().replace("TokenizersBackend", "PreTrainedTokenizerFast"))
         Path(place, "texts.json").write_text(json.dumps([texts, encoder.max_len]))
         for name, kind in [(key, kind) for key in ours for kind in CLASSES[key]]:
-            command = [f"{args.peers}/bin/python", "-c", PEER, place, *kind.split(), int8]
+            command = [f"{VENV}/bin/python", "-c", PEER, place, *kind.split(), int8]
             pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
             try:
                 with subprocess.Popen(command, bufsize=1, **pipes) as worker:
@@ -176,24 +176,14 @@ def bench_encode(args):
 
 
 def train_peer(model, tokenizer, rows, epochs, dtype):
-    """Train all weights with LM dropout and random batches of 32, by Trainer's defaults or a plain loop."""
-    if transformers.utils.is_accelerate_available():
-        options = {"num_train_epochs": epochs, "per_device_train_batch_size": 32}
-        options |= {"bf16": dtype == torch.bfloat16, "fp16": dtype == torch.float16}
-        options |= {"use_cpu": model.device.type == "cpu", "disable_tqdm": True}
-        with tempfile.TemporaryDirectory() as folder:
-            settings = transformers.TrainingArguments(folder, **options)
-            options = {"train_dataset": rows, "processing_class": tokenizer}
-            transformers.Trainer(model, settings, **options).train()
-        return
-    optimizer = torch.optim.AdamW(model.train().parameters(), lr=5e-5)
-    for i in [i for _ in range(epochs) for i in torch.randperm(len(rows)).split(32)]:
-        optimizer.zero_grad()
-        with torch.autocast(model.device.type, dtype, enabled=dtype is not None):
-            loss = model(**common.pad([rows[j] for j in i], tokenizer, model.device)).loss
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
+    """Train all weights with LM dropout and random batches of 32, by Trainer's defaults."""
+    options = {"num_train_epochs": epochs, "per_device_train_batch_size": 32}
+    options |= {"bf16": dtype == torch.bfloat16, "fp16": dtype == torch.float16}
+    options |= {"use_cpu": model.device.type == "cpu", "disable_tqdm": True}
+    with tempfile.TemporaryDirectory() as folder:
+        settings = transformers.TrainingArguments(folder, **options)
+        options = {"train_dataset": rows, "processing_class": tokenizer}
+        transformers.Trainer(model, settings, **options).train()
 
 
 def bench_step1(args):
@@ -215,9 +205,8 @@ def bench_step1(args):
     for job in ours, peer:
         job(64, 1)  # warm-up
     spent = take_turns([partial(job, len(rows), epochs) for job in (ours, peer)], args)
-    name = "Trainer" if transformers.utils.is_accelerate_available() else "plain loop"
     speed = [len(rows) * epochs / seconds for seconds in spent]
-    print(f"  ours {speed[0]:.1f} examples/s, {name} {speed[1]:.1f}")
+    print(f"  ours {speed[0]:.1f} examples/s, Trainer {speed[1]:.1f}")
     return {"step1_ratio": spent[1] / spent[0]}
 
 
@@ -279,22 +268,15 @@ def bench_steps23(args):
 def bench_main(args):
     block = (ROOT / "README.md").read_text("utf-8").split("```sh\n", 1)[1].split("```")[0]
     lines = [shlex.split(line, comments=True) for line in re.split(r"&& \\\n|\n", block)]
-    own, total, model = args.data != TOY or args.quick, 0.0, args.model
-    world = ["--model", str(Path(model).resolve()) if Path(model).exists() else model]
-    world += ["--data", str(Path(args.data).resolve()), "--task", args.task]
-    world += ["--epochs", "1"] if args.quick else []
+    total = 0.0
     with tempfile.TemporaryDirectory() as place:
         skip = shutil.ignore_patterns(".*", "runs", "toy", "real", "venv", "__pycache__")
         shutil.copytree(ROOT, f"{place}/copy", ignore=skip)
-        for line in [" ".join(words[1:]) for words in lines if words[:1] == ["python"]]:
-            if own and line.startswith("data/toy.py"):
-                continue
-            command = [sys.executable, *line.replace("--lang ko", f"--lang {args.lang}").split()]
-            if own:  # its world, and all pairs
-                command = [word for word in command if word not in ("--n", "20000")]
-                command += world if "step1_embed.py" in command else []
+        for command in [words[1:] for words in lines if words[:1] == ["python"]]:
             start, options = time.perf_counter(), {"capture_output": True, "text": True}
+            command = [sys.executable, *command]
             done = subprocess.run(command, check=False, cwd=f"{place}/copy", **options)
+            line = " ".join(command[1:])
             if done.returncode:
                 raise UserError(f"{line}: {done.stderr.strip()[-200:]}")
             total += time.perf_counter() - start
@@ -311,23 +293,21 @@ def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
     flag = p.add_argument
     flag("--only", default=",".join(PARTS), help="parts to run, separated by commas (default: all)")
-    flag("--quick", action="store_true", help="small sizes, and main without data/toy.py")
+    flag("--quick", action="store_true", help="small sizes (not for main)")
     flag("--model", default=f"{TOY}/encoder", help="hub name or folder (default: data/toy/encoder)")
     flag("--data", default=TOY, help="root of <task>/<lang>/*.tsv (default: data/toy)")
     flag("--task", default="sentiment", help="folder below --data (default: sentiment)")
     flag("--lang", default="ko", help="target language (default: ko)")
-    flag("--device", help="cuda, mps or cpu (default: first accelerator, else cpu)")
-    flag(
-        "--amp",
-        choices=("off", "bf16", "fp16"),
-        help="mixed precision of the LM (default: as in step 1)",
-    )
-    peers = "compare with ONNX and OpenVINO, installed in this folder (default: runs/peers)"
-    flag("--peers", nargs="?", const="runs/peers", help=peers)
+    flag("--amp", choices=("off", "bf16", "fp16"), help="precision (default: as in step 1)")
+    peers = "compare encode with ONNX and OpenVINO, installed in runs/peers"
+    flag("--peers", action="store_true", help=peers)
     args = p.parse_args()
     args.only, args.size = args.only.split(","), QUICK if args.quick else FULL
     if not set(args.only) <= set(PARTS):
         raise UserError(f"--only {','.join(args.only)}: expected some of {','.join(PARTS)}")
+    if "step1" in args.only and not transformers.utils.is_accelerate_available():
+        raise UserError("step1: Trainer needs accelerate; run: pip install accelerate")
+    args.device = None  # the first accelerator, else the CPU
     args.device, args.dtype, machine = common.pick_device(args)
     processor = torch.cpu.get_capabilities().get("cpu_name") or os.uname().machine
     print(f"bench | {processor}, {os.cpu_count()} cores | {machine} | torch {torch.__version__}")
