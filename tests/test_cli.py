@@ -12,10 +12,8 @@ from types import SimpleNamespace
 
 import faults
 import pytest
-import torch
-import transformers as hf
-from conftest import CIPHER, PLAIN, ROOT, SCRIPTS, WORDS, cipher, main
-from conftest import few_steps, make_encoder, make_tokenizer, write
+from conftest import PLAIN, ROOT, SCRIPTS, cipher, main
+from conftest import few_steps, make_encoder, write
 import common
 import eval as evaluation
 import step2_align
@@ -82,31 +80,8 @@ def put(name, content):
     return lambda place: (place.path / name).write_bytes(content)
 
 
-def cut(pattern):
-    """Return a preparation that overwrites the middle of a run file."""
-
-    def prepare(place):
-        [path] = place.out.glob(pattern)
-        content = path.read_bytes()
-        half = len(content) // 2
-        path.write_bytes(content[:half] + b"?" * 64 + content[half + 64 :])
-
-    return prepare
-
-
-def copy_aligner(target):
-    return lambda place: shutil.copy(*place.out.glob("align-ko-fc-n*.pt"), place.out / target)
-
-
-def model(make, **config):
-    """Return a preparation that replaces the encoder by a random model of another class, same tokenizer."""
-
-    def prepare(place):
-        tokens = len(hf.AutoTokenizer.from_pretrained(place.encoder))
-        made = getattr(hf, f"{make}Config")(vocab_size=tokens, pad_token_id=1, **config)
-        getattr(hf, f"{make}Model")(made).save_pretrained(place.encoder)
-
-    return prepare
+def second_aligner(place):
+    shutil.copy(*place.out.glob("align-ko-fc-n*.pt"), place.out / "align-ko-fc-n9.pt")
 
 
 def another_lm(place):
@@ -117,18 +92,6 @@ def another_lm(place):
     main("step3_head.py", "--lang", "ko", "--method", "english", "--out", place.out)
 
 
-def without_padding(place):
-    tokenizer = hf.AutoTokenizer.from_pretrained(place.encoder)
-    tokenizer.pad_token = None
-    model("GPT2", n_embd=32, n_layer=1, n_head=2)(place)
-    tokenizer.save_pretrained(place.encoder)
-
-
-def second_segment(place):
-    tokenizer = make_tokenizer([" ".join([*WORDS, *CIPHER.values()])], token_types=True)
-    tokenizer.save_pretrained(place.encoder)
-
-
 def dev_labels(place):
     rows = [("good", "a film"), ("bad", "a room")]
     write(place.data / "reviews/en/dev.tsv", "label text", rows)
@@ -136,10 +99,6 @@ def dev_labels(place):
 
 def second_language(place):
     shutil.copytree(place.data / "reviews/ko", place.data / "reviews/xx")
-
-
-def text(place):
-    (place.path / "text").write_text("good\nbad\n")
 
 
 def unlabelled(rows):
@@ -152,10 +111,8 @@ step1 --out {path}/encoder/..  : encoder: exists without embed.pt; delete it, or
 step1 --model {path}/none      : --model .*none: .*; use a hub name or a folder
 step1 --lr 4e9                 : the loss is (nan|inf); use a lower --lr than 4e[+]09
 step2 --out {path}/none        : none/embed.pt: no such file; run: python step1_embed.py
-step2 --lang xx                : xx/translated.tsv: no such file
 eval --lang xx                 : xx/test.tsv: no such file; .*without labels use --predict
 step2 --lang ko/               : --lang ko/: expected language codes
-step2 --lang [ko]              : --lang \[ko\]: expected language codes
 step2 --n 9999                 : ko/translated.tsv: only (\d+) distinct pairs; use --n \1 or less
 step2 --n 0                    : --n 0: must be at least 1
 step3 --seed 5000000000         : --seed 5000000000: must be at least 0, below
@@ -163,40 +120,27 @@ step2 --arch FC                : --arch: invalid choice: 'FC' .*fc.*inside.*; se
 step2 --device tpu             : --device tpu is not available
 step3 --residuals --method rev : --residuals with --method langalign
 step3 --method centred         : needs --unlabelled FILE
-step3 --arch ae                : no such align file; run: .*--arch ae .*found: align-ko-fc-n\d+.pt
-step3 --method rev --arch ae   : no such align file; run: python step2_align.py .*--method rev
+step3 --method rev --arch ae   : no such align file; run: .*--method rev .*found: align-ko-fc-n\d+.pt
 step3 --n 30                   : no such align file; run: python step2_align.py .*--n 30
 step3 --residuals --seed 3     : no such align file; run: python step2_align.py .*--seed 3
-step2 --lang ko ko             : --lang ko ko: expected language codes such as ko, each once
 step2 --lang ko xx             : xx/translated.tsv: no such file; .*there: en, ko
-step2 --lang ko ko-KR          : ko-KR/translated.tsv: no such file
-step2 --lang                   : --lang: expected at least one argument
 step3 --via ko en ko           : --via ko en ko: expected language codes such as ko, each once
-eval --via ko/                 : --via ko/: expected language codes
 """
 BROKEN = [  # (what is broken, command, what the line says)
     (put("file", b""), "step1 --out {path}/file", "file"),
     (dev_labels, "step1", r"dev.tsv:2: label 'good' is not one of step 1's .*'positive'\]"),
     (drop("data/reviews/ko/train.tsv"), "step3 --method native --data {data}", "no such file"),
     (pairs(unlabelled), "step3 --method translated --data {data}", "tsv:2: label '' is not"),
-    (copy_aligner("align-ko-fc-n9.pt"), "step3", r"by --n: align-ko-fc-n\d+.pt align.*n9.pt"),
+    (second_aligner, "step3", r"by --n: align-ko-fc-n\d+.pt align.*n9.pt"),
     (another_lm, "step3", "another LM than encoder/; run: python step2_align.py"),
-    (
-        put("runs/encoder/config.json", b"{}"),
-        "step3",
-        "config.json: missing or changed since step 1; .*rerun step 1",
-    ),
-    (cut("embed.pt"), "step2", "embed.pt: damaged.*; delete it and make it again"),
-    (cut("align-ko-fc-n*.pt"), "step3", r"align-ko-fc-n\d+.pt: damaged.*; delete it"),
-    (put("runs/embed.pt", b"hello\n"), "step2", "embed.pt: damaged"),
-    (copy_aligner("embed.pt"), "step2", "embed.pt: damaged, or no embed file"),
-    (without_padding, "step1", "--model .*: GPT2Model is .*no padding"),
-    (model("T5", d_model=32, num_layers=1), "step1", "--model .*: T5Model is not an encoder"),
-    (second_segment, "step1 --task nli", "--model .*: .*; use a hub name"),
+    (put("runs/embed.pt", b"hello\n"), "step2", "embed.pt: damaged.*; delete it and make it again"),
     (drop("runs/head-english.pt"), "eval", "no English head; run: python step3_head.py"),
     (second_language, "step3 --via xx ko --n 30", "run: python step2_align.py .*--lang ko xx"),
-    (text, "eval --predict {path}/text --method mixed --n 30", "run: python step3_head.py .*mixed"),
-    (text, "eval --predict {path}/text --arch inside --seed 3", "run: python step3_head.py .*rev"),
+    (
+        put("text", b"good\nbad\n"),
+        "eval --predict {path}/text --arch inside --seed 3",
+        "run: .*rev",
+    ),
 ]
 MISTAKES = [
     (None, *re.split(" +: ", line, maxsplit=1)) for line in FLAGS.strip().split("\n")
@@ -280,7 +224,6 @@ WARNINGS = [  # (what is broken, command, what it warns of then, and not before)
     (pairs(untranslated), ALIGN, r"\d+ of \d+ translations are identical"),
     (pairs(other_domain), ALIGN, "far from the task's text; expect no gain"),
     (pairs(unrelated_five_times), ALIGN, "A is no better than the mean"),
-    (pairs(first_is_long), ALIGN, r"1 texts reach max_len=\d+ tokens"),
     (english(first_is_long), TUNE, r"1 texts reach max_len=\d+ tokens"),
     (english(six), TUNE, "dev accuracy is not above the majority class"),
     (english(any_label), "step3 --data {data}", "dev accuracy is not above the majority class"),
@@ -294,13 +237,6 @@ def test_warning(prepare, line, match, place, play):
     prepare(place)
     status, _, err = play(line)
     assert status == 0 and match.search(err), err
-
-
-def test_inside_a_model_without_linear_layers(place, play):
-    model("GPT2", n_embd=32, n_layer=1, n_head=2)(place)
-    assert play("step1 --epochs 0")[0] == 0
-    status, _, err = play("step2 --arch inside")
-    assert status == 2 and err.startswith("error: GPT2Model has no linear layers")
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
@@ -320,19 +256,10 @@ def test_help_names_every_flag_and_shows_the_docstring(script, monkeypatch, caps
     assert all(options["help"] and re.search(rf" {name}\b", listed) for name, options in flags)
 
 
-INTERRUPTED = {  # where: (command, object, name of the function that is interrupted)
-    "tuning": ("step1", torch.optim.AdamW, "step"),
-    "aligning": ("step2", torch.optim.AdamW, "step"),
-    "writing": ("step2", Path, "replace"),
-}
-
-
-@pytest.mark.parametrize("where", INTERRUPTED)
-def test_ctrl_c_is_one_line(where, place, play, monkeypatch):
-    line, owner, name = INTERRUPTED[where]
-    monkeypatch.setattr(owner, name, lambda *args, **options: signal.raise_signal(signal.SIGINT))
+def test_ctrl_c_while_writing_leaves_no_file(place, play, monkeypatch):
+    monkeypatch.setattr(Path, "replace", lambda *args: signal.raise_signal(signal.SIGINT))
     before = listing(place.path)
-    status, _, err = play(line)
+    status, _, err = play("step2")
     assert status == 130 and re.search("(?m)^interrupted; .*\n\\Z", err)
     assert listing(place.path) == before
 
@@ -391,9 +318,9 @@ def test_seed_decides_every_bit(place, play):
 def test_faults_program(monkeypatch, capsys):
     for module, name in (step3_head, "train_heads"), (evaluation, "BOOTSTRAP"):
         monkeypatch.setattr(module, name, getattr(module, name))  # it sets them: undone at the end
-    monkeypatch.setattr(sys, "argv", ["faults.py", "--kills", "2", "--script", "step2_align"])
+    monkeypatch.setattr(faults, "NAMES", faults.NAMES[:2])
+    monkeypatch.setattr(sys, "argv", ["faults.py", "--kills", "4"])
     with pytest.raises(SystemExit) as stop:
         faults.main()
     out = capsys.readouterr().out
-    assert stop.value.code == 0 and "0 differences" in out
-    assert "1 kills by the clock, 1 in writes" in out
+    assert stop.value.code == 0 and out.count(" 0 differences") == 2, out
