@@ -59,7 +59,6 @@ def test_line_ends_and_byte_order_marks(tmp_path, end):
         (b"text\tlabel\nx\tg\ny\tb\n", ":1:", "label text, or label text text_b"),
         (b"label,text\ng,x\nb,y\n", ":1:", "header is 'label,text'"),
         (b"label\ttext\ng\tx\ng\n", ":3:", "2 columns"),
-        (b"label\ttext\ng\tx\nb\ty\tz\n", ":3:", "2 columns"),
         (b"label\ttext\ng\tx\nb\t\xc2\xa0\n", ":3:", "no text empty"),
         (b"label\ttext\ng\tx\nb\ty\xff\n", ":3:", "not UTF-8"),
         (b"label\ttext\ng\tx\n\xef\xbb\xbflabel\ttext\nb\ty\n", ":3:", "'text')"),
@@ -82,7 +81,7 @@ def test_texts_in_quotes_warn(tmp_path, capsys):
 
 
 # Labels
-@pytest.mark.parametrize("other", ["good ", "good\u00a0", "Good", "go\u200bod", "\uff47ood", ""])
+@pytest.mark.parametrize("other", ["good\u00a0", "Good", "go\u200bod", "\uff47ood", ""])
 def test_labels_that_look_alike_are_refused(tmp_path, other):
     rows = [("good", "x"), ("bad", "y"), (other, "z")]
     path = write(tmp_path / "t/en/train.tsv", ROWS[0], rows)
@@ -98,13 +97,6 @@ def test_a_task_has_two_classes_and_few(tmp_path, capsys):
     assert "40 classes in 40 rows; is the label column first?" in capsys.readouterr().err
     write(path, ROWS[0], [row[::-1] for row in rows])
     assert describe_task(tmp_path, "t")["labels"] == ["a", "b"] and not capsys.readouterr().err
-
-
-def test_an_unknown_label_is_named_by_its_line(world, tmp_path):
-    info = {**describe_task(world.data, "reviews"), "data": tmp_path}
-    rows = [("positive", "x"), ("negative", "y"), ("meh", "z")]
-    path = write(tmp_path / "reviews/ko/test.tsv", ROWS[0], rows)
-    refused(lambda: load_task(info, "ko", "test"), f"{path}:4: label 'meh'", "'positive'")
 
 
 # Tasks
@@ -155,11 +147,9 @@ def test_the_same_pair_counts_once(tmp_path):
     info = {"data": tmp_path, "task": "t", "two_texts": False, "labels": ["a", "b"]}
     rows = [("a", f"{i}", f"x{i}") for i in range(20)]
     rows += [("b", *row[1:]) for row in rows] + [("a", "0", "another")]
-    path = write(tmp_path / "t/ko/translated.tsv", PAIRS[0], rows)
+    write(tmp_path / "t/ko/translated.tsv", PAIRS[0], rows)
     english, target, y = load_translated(info, "ko", labelled=True)
     assert len(set(zip(english, target))) == len(english) == 21 and y.tolist() == [0] * 21
-    reason = "only 21 distinct pairs; use --n 21 or less"
-    refused(lambda: load_translated(info, "ko", 22), path, reason)
 
 
 # The cache of embeddings
@@ -188,20 +178,6 @@ def test_a_text_is_encoded_once(encoder, encoded, tmp_path):
     assert torch.allclose(first, torch.cat([plain, plain[:2]]), atol=1e-5)
     assert encoded == [TEXTS[:3], TEXTS[3:]]
     assert torch.equal(cached(encoder, tmp_path, TEXTS), first[:5]) and len(encoded) == 2
-
-
-def test_a_killed_run_goes_on(encoder, encoded, tmp_path, monkeypatch):
-    def die(*args):  # all is encoded and written, but not yet under its name
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(common.Path, "replace", die)
-        cached(encoder, tmp_path / "killed", TEXTS)
-    for name in "killed", "whole":
-        cached(encoder, tmp_path / name, TEXTS)
-    assert encoded == [TEXTS] * 3
-    [killed], [whole] = (list(tmp_path.glob(f"{name}/cache/*/*")) for name in ("killed", "whole"))
-    assert killed.name == whole.name and killed.read_bytes() == whole.read_bytes()
 
 
 def test_another_dtype_or_inside_has_embeddings_of_its_own(encoder, runs, tmp_path):
@@ -334,16 +310,21 @@ def break_model(folder, fault):
         tokenizer.save_pretrained(folder)
     elif fault == "no room":
         make_tokenizer(WORDS, max_len=2).save_pretrained(folder)
+    elif fault == "segments that the LM lacks":
+        make_tokenizer([" ".join(WORDS)], token_types=True).save_pretrained(folder)
     elif fault == "ids beyond the table":
         config.write_text(re.sub(r'"vocab_size": \d+', '"vocab_size": 20', config.read_text()))
         weights["embeddings.word_embeddings.weight"] = words[:20].clone()
     elif fault == "adapter":
         (folder / "adapter_config.json").write_text("{}")
     elif fault == "not finite":
-        words[10] = float("nan")
-    else:
+        words[:] = float("nan")
+    elif fault == "missing weights":
         del weights["encoder.layer.1.output.dense.weight"]
     save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    if fault == "a decoder":
+        sizes = {"d_model": 32, "d_kv": 16, "num_layers": 1, "num_heads": 2}
+        hf.T5Model(hf.T5Config(vocab_size=len(words), **sizes)).save_pretrained(folder)
 
 
 @pytest.mark.parametrize(
@@ -351,6 +332,8 @@ def break_model(folder, fault):
     [
         ("no tokenizer", "is tokenizer.json missing?"),
         ("no padding", "no padding token"),
+        ("a decoder", "T5Model is not an encoder"),
+        ("segments that the LM lacks", "index out of range"),
         ("no room", "max_len=2: no room for text next to 3 special tokens"),
         ("ids beyond the table", "has no embedding in this LM"),
         ("adapter", "merge it into the LM first"),
@@ -361,6 +344,6 @@ def break_model(folder, fault):
 def test_a_broken_model_is_refused_before_training(world, tmp_path, fault, words):
     model = shutil.copytree(world.encoder, tmp_path / "model")
     break_model(model, fault)
-    where = "--data", world.data, "--task", "reviews", "--out", tmp_path / "runs"
+    where = "--data", world.data, "--task", "nli", "--out", tmp_path / "runs"
     refused(lambda: main("step1_embed.py", "--model", model, *where), "--model", words)
     assert not (tmp_path / "runs").exists()
