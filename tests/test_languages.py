@@ -72,19 +72,14 @@ def records(related):
 
 
 @pytest.mark.parametrize("arch", ["linear", "inside"])
-def test_one_aligner_recovers_two_ciphers(related, arch):
+def test_one_aligner_serves_its_languages_and_their_relative(related, records, arch):
     art = load(related.out / f"align-aa+bb-rev-{arch}-n400.pt", "align")
     report = art["report"]
     assert art["via"] == ["aa", "bb"] and art["pairs"] == COUNTS
-    for lang in ("aa", "bb"):
-        assert report[f"A, {lang}"]["r2"] > 0.15 and report["identity"]["r2"] < 0
-
-
-@pytest.mark.parametrize("arch", ["linear", "inside"])
-@pytest.mark.parametrize("lang", ["aa", "bb", "cc"])
-def test_pooled_aligner_serves_its_languages_and_their_relative(records, lang, arch):
-    record = records[lang, "aa+bb", arch]
-    assert record["gain"] > 0.2 and record["accuracy"] > 0.65 > records[lang, "", None]["accuracy"]
+    assert report["A, aa"]["r2"] > 0.15 < report["A, bb"]["r2"] and report["identity"]["r2"] < 0
+    for lang in ("aa", "bb", "cc"):
+        record, english = records[lang, "aa+bb", arch], records[lang, "", None]
+        assert record["gain"] > 0.2 and record["accuracy"] > 0.65 > english["accuracy"]
 
 
 def test_table_says_whose_aligner_it_is(related, capsys):
@@ -95,11 +90,10 @@ def test_table_says_whose_aligner_it_is(related, capsys):
     assert capsys.readouterr().out.count("A of aa bb\n") == 2
 
 
-@pytest.mark.parametrize("arch", ["linear", "inside"])
-def test_classifier_takes_the_languages_of_its_aligner(related, arch):
-    flags = {"method": "rev", "arch": arch}
+def test_classifier_takes_the_languages_of_its_aligner(related):
+    flags = {"method": "rev", "arch": "inside"}
     pooled = load_classifier(related.out, "bb", via=["bb", "aa"], **flags)
-    assert pooled.head["path"].name == f"head-bb-via-aa+bb-rev-{arch}-n400.pt"
+    assert pooled.head["path"].name == "head-bb-via-aa+bb-rev-inside-n400.pt"
     labels, _ = pooled([spell("good great kind", "bb"), spell("bad awful rude", "bb")])
     assert labels == ["positive", "negative"]
     with pytest.raises(UserError, match="run: python step3_head.py .*--lang bb --method rev"):
