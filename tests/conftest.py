@@ -8,7 +8,6 @@ import os
 import random
 import shutil
 import signal
-import subprocess
 import sys
 from functools import partial
 from pathlib import Path
@@ -47,7 +46,6 @@ KINDS = {
     "xlm-roberta": (hf.XLMRobertaConfig, {"type_vocab_size": 1}),
     "bert": (hf.BertConfig, {"type_vocab_size": 2}),
     "distilbert": (hf.DistilBertConfig, {"dim": 32, "hidden_dim": 64, "n_layers": 2, "n_heads": 2}),
-    "mpnet": (hf.MPNetConfig, {}),
     "fnet": (hf.FNetConfig, {}),
     "deberta-v2": (hf.DebertaV2Config, {"relative_attention": True, "pos_att_type": "p2c|c2p"}),
     "modernbert": (hf.ModernBertConfig, {}),
@@ -126,13 +124,6 @@ def make_task(root, task="reviews", pair=False, rows=120, seed=0):
                 write(Path(root, task, "ko", "translated.tsv"), both_header, both)
             write(Path(root, task, lang, f"{split}.tsv"), header, made)
     return Path(root)
-
-
-def call(script, *args, **env):
-    """Run a script of the repository root as a user does. Return the finished process, output as text."""
-    command, env = [sys.executable, script, *map(str, args)], {**os.environ, **env}
-    options = {"capture_output": True, "encoding": "utf-8", "timeout": 120}
-    return subprocess.run(command, check=False, cwd=ROOT, env=env, **options)
 
 
 def main(script, *args):

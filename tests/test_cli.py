@@ -1,6 +1,7 @@
 """Make users' mistakes: each gets one line that says what, where and how to fix it, and changes no file."""
 
 import argparse
+import json
 import re
 import shutil
 import signal
@@ -9,7 +10,9 @@ import sys
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
+from unittest import mock
 
+import bench
 import faults
 import pytest
 from conftest import PLAIN, ROOT, SCRIPTS, cipher, main
@@ -240,27 +243,29 @@ def test_warning(prepare, line, match, place, play):
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
-def test_help_names_every_flag_and_shows_the_docstring(script, monkeypatch, capsys):
-    flags, add = [], argparse.ArgumentParser.add_argument
-    noting = lambda p, *names, **options: (
-        flags.append((names[-1], options)) or add(p, *names, **options)
-    )
-    monkeypatch.setattr(argparse.ArgumentParser, "add_argument", noting)
-    monkeypatch.setattr(sys, "argv", [script, "--help"])
-    with pytest.raises(SystemExit) as stop:
+def test_help_explains_every_flag_and_shows_the_docstring(script, monkeypatch):
+    parsers = []
+    catch = lambda parser: sys.exit(parsers.append(parser))
+    monkeypatch.setattr(argparse.ArgumentParser, "parse_args", catch)
+    with pytest.raises(SystemExit):
         SCRIPTS[script].main()
-    doc, listed = capsys.readouterr().out.split("options:\n")
-    assert stop.value.code == 0 and doc.startswith(f"usage: {script} [-h]")
-    assert doc.strip().endswith(SCRIPTS[script].__doc__.strip())
-    assert len(flags) >= 9
-    assert all(options["help"] and re.search(rf" {name}\b", listed) for name, options in flags)
+    [parser] = parsers
+    assert len(parser._actions) >= 10 and all(action.help for action in parser._actions)
+    assert SCRIPTS[script].__doc__ in parser.format_help()
 
 
-def test_ctrl_c_while_writing_leaves_no_file(place, play, monkeypatch):
-    monkeypatch.setattr(Path, "replace", lambda *args: signal.raise_signal(signal.SIGINT))
+FULL = OSError(28, "No space left on device")
+
+
+@pytest.mark.parametrize("error, status", [(FULL, 2), (KeyboardInterrupt(), 130)])
+def test_an_interrupted_write_is_one_line_and_leaves_no_file(
+    error, status, place, play, monkeypatch
+):
+    monkeypatch.setattr(Path, "replace", mock.Mock(side_effect=error))
     before = listing(place.path)
-    status, _, err = play("step2")
-    assert status == 130 and re.search("(?m)^interrupted; .*\n\\Z", err)
+    found, _, err = play("step3")
+    line = "error: .*No space left on device.*\n" if status == 2 else "interrupted; rerun.*\n"
+    assert found == status and re.fullmatch(line, err)
     assert listing(place.path) == before
 
 
@@ -276,19 +281,6 @@ def test_ctrl_c_ends_a_process(world, tmp_path):
     last = err.rstrip("\n").split("\n")[-1].split("\r")[-1].strip()
     assert process.returncode == 130 and last.startswith("interrupted") and "Traceback" not in err
     assert not list(out.iterdir())
-
-
-def test_full_disk_is_one_line(place, play, monkeypatch):
-    def write_bytes(path, content):
-        with open(path, "wb") as file:
-            file.write(content[: len(content) // 2])
-        raise OSError(28, "No space left on device")
-
-    before = listing(place.path)
-    monkeypatch.setattr(Path, "write_bytes", write_bytes)
-    status, _, err = play("step3")
-    assert status == 2 and re.fullmatch("error: .*No space left on device.*\n", err)
-    assert listing(place.path) == before
 
 
 def test_data_repoints_a_moved_root(place, play):
@@ -324,3 +316,12 @@ def test_faults_program(monkeypatch, capsys):
         faults.main()
     out = capsys.readouterr().out
     assert stop.value.code == 0 and out.count(" 0 differences") == 2, out
+
+
+def test_bench_program(world, monkeypatch, capsys):
+    where = "--model", world.encoder, "--data", world.data, "--task", "reviews"
+    monkeypatch.setattr(bench, "QUICK", {"texts": 50, "rounds": 1})
+    monkeypatch.setattr(sys, "argv", ["bench.py", "--quick", "--only", "encode", *map(str, where)])
+    bench.main()
+    found = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert found["encode_fp32_ratio"] > 0 and found["fit_seconds"] is None

@@ -15,6 +15,7 @@ from unittest import mock
 import pytest
 import torch
 import torch.nn.functional as F
+import transformers as hf
 from conftest import KINDS, ROOT, WORDS, cipher, main, make_encoder
 from torch import nn
 
@@ -94,7 +95,6 @@ def test_a_loss_that_is_not_finite_stops():
     "arch, depth, width, widths",
     [
         ("fc", None, None, [16, 16, 16]),
-        ("fc", 1, None, [16, 16]),
         ("fc", 4, 20, [16, 20, 20, 20, 16]),
         ("ae", None, None, [16, 13, 11, 8, 11, 13, 16]),
         ("ae", 2, 4, [16, 10, 4, 10, 16]),
@@ -233,26 +233,9 @@ def test_strings_are_texts_and_a_bare_string_is_none(encoder):
     assert torch.equal(encode(encoder, TEXTS), encode(encoder, [(text,) for text in TEXTS]))
     with pytest.raises(TypeError, match="a list of texts or pairs, got a str"):
         encode(encoder, "good film")
-    good = "good film"
-    for wrong in (
-        [good, {}],
-        [good, None],
-        [good, ("a", 1)],
-        [good, " "],
-        [good, "\ud83d"],
-        [good, b""],
-    ):
+    for wrong in ({}, None, ("a", 1), " ", "\ud83d", b""):
         with pytest.raises(TypeError, match=r"texts\[1\] is .* expected a list of texts"):
-            encode(encoder, wrong)
-
-
-def test_the_lm_is_frozen_in_steps_2_and_3(folder):
-    before = {path.name: path.read_bytes() for path in (folder / "encoder").iterdir()}
-    for flags in ((), ("--arch", "inside")):
-        main("step2_align.py", "--lang", "ko", "--out", folder, "--n", 50, *flags)
-    main("step3_head.py", "--lang", "ko", "--out", folder, "--n", 50)
-    assert {path.name: path.read_bytes() for path in (folder / "encoder").iterdir()} == before
-    assert not any(p.requires_grad for p in load_encoder(folder)[0].parameters())
+            encode(encoder, ["good film", wrong])
 
 
 def test_frozen_weights_are_cast_and_rotary_buffers_stay_fp32(world, tmp_path):
@@ -284,14 +267,6 @@ def moved(lm, rank=8):
     return inside
 
 
-def test_only_one_is_on_and_none_after_the_block(encoder):
-    before, inside = encode(encoder, TEXTS), moved(encoder.lm)
-    with pytest.raises(ValueError, match="another Inside is active"), inside.on(encoder):
-        Inside(encoder.lm).on(encoder).__enter__()
-    assert torch.equal(encode(encoder, TEXTS), before)
-    assert not torch.allclose(through(inside, encoder, TEXTS), before, atol=0.01)  # on again
-
-
 @pytest.mark.parametrize("kind", KINDS)
 def test_inside_any_encoder_and_merged_into_it(tmp_path, kind):
     encoder = load_pretrained(make_encoder(tmp_path, kind)).eval().requires_grad_(False)
@@ -301,8 +276,8 @@ def test_inside_any_encoder_and_merged_into_it(tmp_path, kind):
     on = through(inside, encoder, TEXTS)
     assert not torch.allclose(on, before, atol=0.1) and len(inside.layers) >= 5
     assert torch.equal(encode(encoder, TEXTS), before) and same(state_of(encoder), bits)
-    with pytest.raises(KeyboardInterrupt), inside.on(encoder):
-        raise KeyboardInterrupt
+    with pytest.raises(ValueError, match="another Inside is active"), inside.on(encoder):
+        Inside(encoder.lm).on(encoder).__enter__()
     assert same(state_of(encoder), bits) and encoder.inside is None
     batch = pad(encoder.tokenize(TEXTS), encoder.tokenizer, "cpu")
     assert torch.allclose(inside(encoder, batch), on, atol=1e-3)  # hooks, as in training
@@ -311,15 +286,23 @@ def test_inside_any_encoder_and_merged_into_it(tmp_path, kind):
     assert torch.allclose(encode(encoder, TEXTS), on, atol=1e-3)
 
 
-def test_fit_inside_trains_down_and_up_only(encoder):
-    y, bits, before = encode(encoder, TEXTS), state_of(encoder), encode(encoder, TEXTS)
+def test_the_lm_is_frozen_and_inside_trains_down_and_up(runs):
+    encoder = load_encoder(runs)[0]  # as steps 2 and 3 load it
+    assert not any(p.requires_grad for p in encoder.parameters())
+    y, bits = encode(encoder, TEXTS), state_of(encoder)
     target, inside = [(cipher(text),) for text in TEXTS], Inside(encoder.lm)
     start = state_of(inside)
     history = fit_inside(inside, encoder, target, y, target, y, epochs=2, lr=1e-2, batch=2)
     assert len(history) == 2
     assert not any(torch.equal(start[name], tensor) for name, tensor in state_of(inside).items())
     assert all(p.grad is None for p in encoder.parameters()) and same(state_of(encoder), bits)
-    assert torch.equal(encode(encoder, TEXTS), before)
+    assert torch.equal(encode(encoder, TEXTS), y)
+
+
+def test_inside_needs_linear_layers():
+    lm = hf.GPT2Model(hf.GPT2Config(vocab_size=9, n_embd=8, n_layer=1, n_head=2))
+    with pytest.raises(UserError, match="GPT2Model has no linear layers for --arch inside"):
+        Inside(lm)
 
 
 def test_inside_finds_a_cipher_that_a_map_behind_the_lm_cannot(tmp_path):
@@ -501,27 +484,22 @@ history = tune(encoder, texts, y, texts, y, epochs=1)
 assert 0 <= history[0]["dev"] <= 1 and encode(encoder, ["good film", "bad"]).shape == (2, 32)
 """,
     "step2_align.py": """
-from common import Aligner
-from step2_align import fit, solve
+from step2_align import solve
 x = torch.randn(200, 8)
-parts = x[:150], 2 * x[:150], x[150:], 2 * x[150:]
-aligner = Aligner("fc", dim=8)
-history = fit(aligner, *parts, epochs=30, lr=1e-3, seed=0)
-assert len(history) == 30 and aligner.map(x).shape == (200, 8)
-assert torch.allclose(solve("linear", *parts).map(x), 2 * x, atol=0.05)
+aligner = solve("linear", x[:150], 2 * x[:150], x[150:], 2 * x[150:])
+assert torch.allclose(aligner.map(x), 2 * x, atol=0.05)
 """,
     "step3_head.py": """
 from common import logits
 from step3_head import train_heads
 x, y = torch.randn(90, 8), torch.arange(90) % 3
-heads = train_heads(x, y, classes=3, residuals=None, seeds=range(5), l2=0.05)
+heads = train_heads(x, y, classes=3)
 assert logits(heads, x).shape == (5, 90, 3)
 """,
     "eval.py": """
 from eval import classify
 labels, probabilities = classify(RUNS, [TEXTS[0], TEXTS[0]], lang="ko")
-assert labels[0] == labels[1] and labels[0] in ("negative", "positive")
-assert torch.allclose(probabilities.sum(1), torch.ones(2))
+assert labels[0] == labels[1] and probabilities.shape == (2, 2)
 """,
 }
 
