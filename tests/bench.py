@@ -48,8 +48,6 @@ FULL = {"texts": 1_000, "rounds": 3, "rows": 320, "epochs": 2, "points": 20_000}
 QUICK = {"texts": 400, "rounds": 2, "rows": 128, "epochs": 1, "points": 2_000}
 CLASSES = {"fp32": ["torch fp32", "onnx fp32", "onnx O3", "openvino f32"]}
 CLASSES["bf16"] = ["torch bf16", "onnx int8", "openvino as-is"]
-KEYS = [f"encode_{kind}_ratio" for kind in ("fp32", "bf16", "onnx", "openvino")] + ["step1_ratio"]
-KEYS += ["inside_ratio", "inside_memory_ratio", "fit_seconds", "heads_seconds", "main_job_seconds"]
 PACKAGE, VENV = "sentence-transformers[onnx,openvino]", "runs/peers"
 PEER = r"""  # for a batch size on stdin encodes the texts, answers with seconds
 import json, os, sys, time, torch, sentence_transformers as st
@@ -311,11 +309,11 @@ def main():
     args.device, args.dtype, machine = common.pick_device(args)
     processor = torch.cpu.get_capabilities().get("cpu_name") or os.uname().machine
     print(f"bench | {processor}, {os.cpu_count()} cores | {machine} | torch {torch.__version__}")
-    found = dict.fromkeys(KEYS)
+    found = {}
     for name in args.only:
         print(f"{name} | {args.model}", flush=True)
         found |= PARTS[name](args)
-    print(json.dumps({key: value and float(f"{value:.4g}") for key, value in found.items()}))
+    print(json.dumps({key: float(f"{value:.4g}") for key, value in found.items()}))
 
 
 if __name__ == "__main__":

@@ -5,17 +5,15 @@ import json
 import re
 import shutil
 import signal
-import subprocess
 import sys
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
-from unittest import mock
 
 import bench
 import faults
 import pytest
-from conftest import PLAIN, ROOT, SCRIPTS, cipher, main
+from conftest import PLAIN, SCRIPTS, cipher, main
 from conftest import few_steps, make_encoder, write
 import common
 import eval as evaluation
@@ -180,10 +178,6 @@ def shifted(rows):
     return [[*row[:2], other[2]] for row, other in zip(rows, rows[1:] + rows[:1])]
 
 
-def swapped(rows):
-    return [[label, target, source] for label, source, target in rows]
-
-
 def refused(rows):
     return [[*row[:2], "나" if i % 3 else row[2]] for i, row in enumerate(rows)]
 
@@ -210,10 +204,6 @@ def english(change):
     return lambda place: rewrite(place.data / "reviews/en/train.tsv", change)
 
 
-def six(rows):
-    return rows[:6]
-
-
 def any_label(rows):
     return [[("negative", "positive")[i % 2], row[1]] for i, row in enumerate(rows)]
 
@@ -222,13 +212,13 @@ ALIGN = "step2 --arch linear --data {data}"
 TUNE = "step1 --epochs 2 --lr 1e-3"
 WARNINGS = [  # (what is broken, command, what it warns of then, and not before)
     (pairs(shifted), ALIGN, r"P@1 is \d.\d%; too few pairs, or is translated.tsv shifted"),
-    (pairs(swapped), ALIGN, "nearer to the task's text; are the columns swapped"),
+    (pairs(lambda rows: [[y, b, a] for y, a, b in rows]), ALIGN, "are the columns swapped"),
     (pairs(refused), ALIGN, "rows have the same translation, '나'; only 1?[0-9]+ are distinct"),
     (pairs(untranslated), ALIGN, r"\d+ of \d+ translations are identical"),
     (pairs(other_domain), ALIGN, "far from the task's text; expect no gain"),
     (pairs(unrelated_five_times), ALIGN, "A is no better than the mean"),
     (english(first_is_long), TUNE, r"1 texts reach max_len=\d+ tokens"),
-    (english(six), TUNE, "dev accuracy is not above the majority class"),
+    (english(lambda rows: rows[:6]), TUNE, "dev accuracy is not above the majority class"),
     (english(any_label), "step3 --data {data}", "dev accuracy is not above the majority class"),
 ]
 
@@ -254,33 +244,26 @@ def test_help_explains_every_flag_and_shows_the_docstring(script, monkeypatch):
     assert SCRIPTS[script].__doc__ in parser.format_help()
 
 
-FULL = OSError(28, "No space left on device")
+def full_disk(*args):
+    raise OSError(28, "No space left on device")
 
 
-@pytest.mark.parametrize("error, status", [(FULL, 2), (KeyboardInterrupt(), 130)])
+def ctrl_c(*args):
+    signal.raise_signal(signal.SIGINT)
+
+
+@pytest.mark.parametrize(
+    "failure, expected, line",
+    [(full_disk, 2, "error: .*No space left on device.*"), (ctrl_c, 130, "interrupted; rerun.*")],
+)
 def test_an_interrupted_write_is_one_line_and_leaves_no_file(
-    error, status, place, play, monkeypatch
+    failure, expected, line, place, play, monkeypatch
 ):
-    monkeypatch.setattr(Path, "replace", mock.Mock(side_effect=error))
+    monkeypatch.setattr(Path, "replace", failure)
     before = listing(place.path)
-    found, _, err = play("step3")
-    line = "error: .*No space left on device.*\n" if status == 2 else "interrupted; rerun.*\n"
-    assert found == status and re.fullmatch(line, err)
+    status, _, err = play("step3")
+    assert status == expected and re.fullmatch(f"{line}\n", err)
     assert listing(place.path) == before
-
-
-def test_ctrl_c_ends_a_process(world, tmp_path):
-    out = tmp_path / "runs"
-    flags = "--model", world.encoder, "--data", world.data, "--task", "reviews", "--out", out
-    command = [sys.executable, "step1_embed.py", *map(str, flags), "--epochs", "9999"]
-    with subprocess.Popen(command, cwd=ROOT, stdout=-1, stderr=-1, encoding="utf-8") as process:
-        assert process.stdout.readline().startswith("step 1 |")
-        process.stdout.readline()
-        process.send_signal(signal.SIGINT)
-        _, err = process.communicate(timeout=60)
-    last = err.rstrip("\n").split("\n")[-1].split("\r")[-1].strip()
-    assert process.returncode == 130 and last.startswith("interrupted") and "Traceback" not in err
-    assert not list(out.iterdir())
 
 
 def test_data_repoints_a_moved_root(place, play):
@@ -324,4 +307,4 @@ def test_bench_program(world, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["bench.py", "--quick", "--only", "encode", *map(str, where)])
     bench.main()
     found = json.loads(capsys.readouterr().out.splitlines()[-1])
-    assert found["encode_fp32_ratio"] > 0 and found["fit_seconds"] is None
+    assert found["encode_fp32_ratio"] > 0

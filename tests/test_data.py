@@ -158,21 +158,10 @@ def encoder(runs):
     return load_encoder(runs)[0]
 
 
-@pytest.fixture
-def encoded(monkeypatch):
-    """Return the list of the texts of each call of encode in common."""
-    calls = []
-
-    def spy(encoder, texts, *args, **options):
-        calls.append(texts)
-        return encode(encoder, texts, *args, **options)
-
+def test_a_text_is_encoded_once(encoder, tmp_path, monkeypatch):
+    encoded, plain = [], encode(encoder, TEXTS)
+    spy = lambda encoder, texts, *args: encoded.append(texts) or encode(encoder, texts, *args)
     monkeypatch.setattr(common, "encode", spy)
-    return calls
-
-
-def test_a_text_is_encoded_once(encoder, encoded, tmp_path):
-    plain = encode(encoder, TEXTS)
     assert torch.allclose(cached(encoder, tmp_path, TEXTS[:3]), plain[:3], atol=1e-5)
     first = cached(encoder, tmp_path, TEXTS + TEXTS[:2])  # as a larger n in a new process
     assert torch.allclose(first, torch.cat([plain, plain[:2]]), atol=1e-5)
@@ -212,15 +201,6 @@ def test_a_file_that_is_not_what_it_should_be_is_refused(tmp_path, fault):
     kind = "head" if fault == "kind" else "align"
     advice = "run: python step" if fault == "missing" else "delete it and make it again"
     refused(lambda: load(path, kind), path, advice)
-
-
-def test_the_encoder_folder_is_a_plain_hugging_face_folder(runs, encoder):
-    lm = hf.AutoModel.from_pretrained(runs / "encoder")
-    tokenizer = hf.AutoTokenizer.from_pretrained(runs / "encoder")
-    for text, expected in zip(TEXTS, encode(encoder, TEXTS)):
-        with torch.no_grad():
-            hidden = lm(**tokenizer(*text, return_tensors="pt")).last_hidden_state[0]
-        assert torch.allclose(hidden.mean(0), expected, atol=1e-5)
 
 
 def test_an_encoder_folder_of_another_run_is_refused(folder, tmp_path):

@@ -92,26 +92,27 @@ def test_readme_commands_have_flags_that_exist(capsys):
         assert not [flag for flag in flags if not re.search(rf" {flag}\b", listed)], script
 
 
-def test_lessons_run(home, tmp_path, monkeypatch, capsys):
-    """Run all of data/LESSONS.md in one go, with fewer pairs and steps."""
-    text = (ROOT / "data/LESSONS.md").read_text(encoding="utf-8")
-    blocks = re.findall(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+@pytest.fixture
+def copy(home, tmp_path, monkeypatch):
+    """Change to a copy of `home`, in which heads are trained for few steps."""
     shutil.copytree(home / "runs", tmp_path / "runs")
     (tmp_path / "data").symlink_to(home / "data")
     monkeypatch.chdir(tmp_path)
     few_steps(monkeypatch, 50)
+
+
+def test_lessons_run(copy, capsys):
+    """Run all of data/LESSONS.md in one go, with fewer pairs and steps."""
+    text = (ROOT / "data/LESSONS.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
     code = "".join(blocks).replace("n=1000", f"n={N}").replace("900", "250")
     exec(code.replace("range(60)", "range(5)"), {})  # noqa: S102
     assert len(blocks) == 9 and "inside" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("block", PYTHON, ids=range(len(PYTHON)))
-def test_readme_code_runs(block, home, tmp_path, monkeypatch):
-    """Run it in a copy of the run folder, with fewer pairs than README has."""
-    shutil.copytree(home / "runs", tmp_path / "runs")
-    (tmp_path / "data").symlink_to(home / "data")
-    monkeypatch.chdir(tmp_path)
-    few_steps(monkeypatch, 50)
+def test_readme_code_runs(block, copy):
+    """Run it with fewer pairs than README has."""
     exec(re.sub(r"\bn=\d+", f"n={N}", block), {})  # noqa: S102
 
 

@@ -18,37 +18,26 @@ import common
 import eval as evaluation
 from common import UserError
 
-TRUTH = [0, 1, 0, 0]  # labels of the planted rows
 
-
-def planted(*guesses, method):
+def heads_of(method, guesses):
     """Return the content of a head file. Head s guesses guesses[s][i] on row i, whose embedding is one-hot."""
     weight = F.one_hot(torch.tensor(guesses), 2).mT.float()  # (S, C, N)
     heads = {"weight": weight, "bias": torch.zeros(len(guesses), 1, 2)}
-    heads |= {"mean": torch.zeros(len(TRUTH)), "scale": torch.ones(len(TRUTH))}
+    heads |= {"mean": torch.zeros(len(guesses[0])), "scale": torch.ones(len(guesses[0]))}
     return common.describe("ko", method) | {"heads": heads}
 
 
-@pytest.fixture
-def judge(tmp_path):
-    """Return a function: guesses of langalign's heads -> eval's records of two English heads and of these."""
-    rows = [("ab"[y], f"text {i}") for i, y in enumerate(TRUTH)]
+def test_accuracy_and_gain_by_hand(tmp_path, capsys):
+    rows = [(label, f"text {i}") for i, label in enumerate("abaa")]
     write(tmp_path / "task/ko/test.tsv", "label text", rows)
-    info = {"data": str(tmp_path), "task": "task", "labels": ["a", "b"], "two_texts": False}
-    english = planted([0, 1, 1, 1], [0, 1, 0, 1], method="english")
-
-    def run(*guesses):
-        heads = english, planted(*guesses, method="langalign")
-        embed = lambda texts: torch.eye(len(texts))
-        return evaluation.evaluate("ko", heads, None, embed, info)
-
-    return run
-
-
-def test_accuracy_and_gain_by_hand(judge, capsys):
-    judge([1, 0, 1, 1])
-    assert "do the labels mean the same" in capsys.readouterr().err
-    english, langalign = judge([0, 1, 0, 0], [0, 1, 0, 1])
+    info = {"data": tmp_path, "task": "task", "labels": ["a", "b"], "two_texts": False}
+    heads = [heads_of("english", [[0, 1, 1, 1], [0, 1, 0, 1]])]
+    heads += [
+        heads_of("langalign", [[0, 1, 0, 0], [0, 1, 0, 1]]),
+        heads_of("native", [[1, 0, 1, 1]]),
+    ]
+    embed = lambda texts: torch.eye(len(texts))
+    english, langalign, wrong = evaluation.evaluate("ko", heads, None, embed, info)
     assert english["accuracy"] == (2 / 4 + 3 / 4) / 2 and english["gain"] == 0
     assert langalign["accuracy"] == (4 / 4 + 3 / 4) / 2
     assert langalign["accuracy_std"] == pytest.approx(1 / 8)  # over heads, of the population
@@ -57,6 +46,7 @@ def test_accuracy_and_gain_by_hand(judge, capsys):
     assert langalign["majority"] == 3 / 4 and langalign["rows"] == 4 and langalign["heads"] == 2
     low, high = langalign["interval"]
     assert low <= langalign["gain"] <= high
+    assert wrong["accuracy"] == 0 and "do the labels mean the same" in capsys.readouterr().err
 
 
 def test_bootstrap_draws_premises_whole():
@@ -99,15 +89,13 @@ def test_table_and_results_agree(split, folder, capsys):
 
 def test_leaked_rows_are_counted(world, folder, tmp_path, capsys):
     root = make_task(tmp_path / "data", rows=100)
-    files = {"ko/train": "label text", "en/train": "label text"}
-    files["ko/translated"] = "label text translation"
     test = common.read_tsv(root / "reviews/ko/test.tsv", *common.ROWS)
-    for i, (name, header) in enumerate(files.items()):
-        text = unicodedata.normalize("NFD", test[i][1])  # the same text in NFD
-        text = f" {text}  ".replace(" ", "  ")
-        columns = header.count(" ")
-        row = ["positive", *["a"] * (columns - 1), text]
-        write(root / f"reviews/{name}.tsv", header, [row, ["negative", *"bc"[:columns]]])
+    leaked = [unicodedata.normalize("NFD", f" {text} ").replace(" ", "  ") for _, text in test[:3]]
+    for lang, text in zip(("en", "ko"), leaked):
+        rows = [("positive", text), ("negative", "b")]
+        write(root / f"reviews/{lang}/train.tsv", "label text", rows)
+    rows = [("positive", "a", leaked[2]), ("negative", "b", "c")]
+    write(root / "reviews/ko/translated.tsv", "label text translation", rows)
     main("eval.py", "--lang", "ko", "--out", folder, "--data", root, "--all")
     err = capsys.readouterr().err
     assert "(6.0%) are also training rows" in err and "--all without --predict has no effect" in err
