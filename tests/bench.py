@@ -173,17 +173,6 @@ def bench_encode(args):
     return {f"encode_{key}_ratio": min(values) for key, values in ratios.items()}
 
 
-def train_peer(model, tokenizer, rows, epochs, dtype):
-    """Train all weights with LM dropout and random batches of 32, by Trainer's defaults."""
-    options = {"num_train_epochs": epochs, "per_device_train_batch_size": 32}
-    options |= {"bf16": dtype == torch.bfloat16, "fp16": dtype == torch.float16}
-    options |= {"use_cpu": model.device.type == "cpu", "disable_tqdm": True}
-    with tempfile.TemporaryDirectory() as folder:
-        settings = transformers.TrainingArguments(folder, **options)
-        options = {"train_dataset": rows, "processing_class": tokenizer}
-        transformers.Trainer(model, settings, **options).train()
-
-
 def bench_step1(args):
     info, encoder = load_all(args)
     texts, y, *_ = common.load_english(info)
@@ -197,8 +186,14 @@ def bench_step1(args):
     def ours(n, epochs):
         step1_embed.tune(copy.deepcopy(encoder), texts[:n], y[:n], texts[:8], y[:8], epochs)
 
-    def peer(n, epochs):
-        train_peer(copy.deepcopy(classifier), encoder.tokenizer, rows[:n], epochs, args.dtype)
+    def peer(n, epochs):  # all weights, LM dropout and random batches, by Trainer's defaults
+        options = {"num_train_epochs": epochs, "per_device_train_batch_size": 32}
+        options |= {"bf16": args.dtype == torch.bfloat16, "fp16": args.dtype == torch.float16}
+        options |= {"use_cpu": args.device.type == "cpu", "disable_tqdm": True}
+        with tempfile.TemporaryDirectory() as folder:
+            settings = transformers.TrainingArguments(folder, **options)
+            options = {"train_dataset": rows[:n], "processing_class": encoder.tokenizer}
+            transformers.Trainer(copy.deepcopy(classifier), settings, **options).train()
 
     for job in ours, peer:
         job(64, 1)  # warm-up

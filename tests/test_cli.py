@@ -22,7 +22,6 @@ import step3_head
 
 NAMES = {name.split("_")[0].removesuffix(".py"): name for name in SCRIPTS}  # "step1", ..., "eval"
 STEP1 = ["--model", "{encoder}", "--task", "reviews", "--epochs", "1", "--data", "{data}"]
-PAIRS = "reviews/ko/translated.tsv"
 
 
 @pytest.fixture
@@ -62,19 +61,19 @@ def listing(folder):
     return {path: path.read_bytes() for path in paths}
 
 
-def rewrite(path, change):
-    """Replace the rows of a tab-separated file by change(rows)."""
-    header, *rows = [line.split("\t") for line in path.read_text(encoding="utf-8").splitlines()]
-    return write(path, " ".join(header), change(rows))
+def rewrite(name, change):
+    """Return a preparation that replaces the rows of a file of the task by change(rows)."""
+
+    def prepare(place):
+        path = place.data / "reviews" / name
+        lines = path.read_text(encoding="utf-8").splitlines()
+        header, *rows = [line.split("\t") for line in lines]
+        write(path, " ".join(header), change(rows))
+
+    return prepare
 
 
-def pairs(change):
-    """Return a preparation that replaces the rows of translated.tsv by change(rows)."""
-    return lambda place: rewrite(place.data / PAIRS, change)
-
-
-def drop(name):
-    return lambda place: (place.path / name).unlink()
+pairs, english = partial(rewrite, "ko/translated.tsv"), partial(rewrite, "en/train.tsv")
 
 
 def put(name, content):
@@ -91,6 +90,10 @@ def another_lm(place):
     where = "--data", place.data, "--task", "reviews", "--epochs", 0
     main("step1_embed.py", "--model", place.path / "other", *where, "--out", place.out)
     main("step3_head.py", "--lang", "ko", "--method", "english", "--out", place.out)
+
+
+def no_english_head(place):
+    (place.out / "head-english.pt").unlink()
 
 
 def dev_labels(place):
@@ -130,12 +133,11 @@ step3 --via ko en ko           : --via ko en ko: expected language codes such as
 BROKEN = [  # (what is broken, command, what the line says)
     (put("file", b""), "step1 --out {path}/file", "file"),
     (dev_labels, "step1", r"dev.tsv:2: label 'good' is not one of step 1's .*'positive'\]"),
-    (drop("data/reviews/ko/train.tsv"), "step3 --method native --data {data}", "no such file"),
     (pairs(unlabelled), "step3 --method translated --data {data}", "tsv:2: label '' is not"),
     (second_aligner, "step3", r"by --n: align-ko-fc-n\d+.pt align.*n9.pt"),
     (another_lm, "step3", "another LM than encoder/; run: python step2_align.py"),
     (put("runs/embed.pt", b"hello\n"), "step2", "embed.pt: damaged.*; delete it and make it again"),
-    (drop("runs/head-english.pt"), "eval", "no English head; run: python step3_head.py"),
+    (no_english_head, "eval", "no English head; run: python step3_head.py"),
     (second_language, "step3 --via xx ko --n 30", "run: python step2_align.py .*--lang ko xx"),
     (
         put("text", b"good\nbad\n"),
@@ -197,11 +199,6 @@ def unrelated_five_times(rows):
 
 def first_is_long(rows):
     return [[*rows[0][:-1], f"{rows[0][-1]} " * 300], *rows[1:]]
-
-
-def english(change):
-    """Return a preparation that replaces the rows of en/train.tsv by change(rows)."""
-    return lambda place: rewrite(place.data / "reviews/en/train.tsv", change)
 
 
 def any_label(rows):

@@ -62,13 +62,11 @@ def test_line_ends_and_byte_order_marks(tmp_path, end):
         (b"label\ttext\ng\tx\nb\t\xc2\xa0\n", ":3:", "no text empty"),
         (b"label\ttext\ng\tx\nb\ty\xff\n", ":3:", "not UTF-8"),
         (b"label\ttext\ng\tx\n\xef\xbb\xbflabel\ttext\nb\ty\n", ":3:", "'text')"),
-        (None, ":", "no such file"),
     ],
 )
 def test_bad_rows_are_named_by_file_and_line(tmp_path, content, line, words):
     path = tmp_path / "f.tsv"
-    if content is not None:
-        path.write_bytes(content)
+    path.write_bytes(content)
     refused(lambda: read_tsv(path, *ROWS), f"{path}{line}", words)
 
 

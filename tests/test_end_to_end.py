@@ -7,6 +7,7 @@ import re
 import shlex
 import shutil
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -130,12 +131,14 @@ def test_the_root_holds_only_the_core_and_its_folders():
     assert names - others == {"README.md", "LICENSE", "requirements.txt", *CORE, "data", "tests"}
 
 
-def test_imports_are_the_required_packages():
-    scripts = [*(ROOT / name for name in CORE), *(ROOT / "data").glob("*.py")]
-    allowed = {*sys.stdlib_module_names, *(path.stem for path in scripts), "torch", "numpy", "tqdm"}
-    allowed |= {"transformers", "tokenizers", "huggingface_hub", "safetensors"}
-    for path in scripts:
+def test_imports_are_the_required_packages_and_common():
+    """Then a script of the root works wherever it and common.py are copied to."""
+    tools = [*(ROOT / "data").glob("*.py")]
+    packages = {"torch", "numpy", "tqdm", "transformers", "tokenizers", "huggingface_hub"}
+    packages |= {*sys.stdlib_module_names, "safetensors", "common"}
+    for path in [*(ROOT / name for name in CORE), *tools]:
         parts = list(ast.walk(ast.parse(path.read_text(encoding="utf-8"))))
         found = {part.module for part in parts if isinstance(part, ast.ImportFrom)}
         found |= {a.name for part in parts if isinstance(part, ast.Import) for a in part.names}
+        allowed = {other.stem for other in [*tools, *map(Path, CORE)] if path in tools} | packages
         assert {name.split(".")[0] for name in found} <= allowed, path.name

@@ -15,7 +15,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 import transformers as hf
-from conftest import KINDS, ROOT, WORDS, cipher, main, make_encoder
+from conftest import KINDS, ROOT, SCRIPTS, WORDS, cipher, main, make_encoder
 from torch import nn
 
 import step1_embed
@@ -447,37 +447,8 @@ def state():
 before = state()
 import common, SCRIPT
 assert state() == before
-transformers.logging.set_verbosity_error()  # common.run silences it in the scripts
-transformers.logging.disable_progress_bar()
 assert (common.RANK, common.WORLD) == (0, 1)  # RANK counts only under torchrun
 """
-COPIES = {
-    "step1_embed.py": """
-from common import encode, load_pretrained
-from step1_embed import tune
-encoder, texts, y = load_pretrained(MODEL), [("good film",), ("bad",)] * 8, torch.arange(16) % 2
-history = tune(encoder, texts, y, texts, y, epochs=1)
-assert 0 <= history[0]["dev"] <= 1 and encode(encoder, ["good film", "bad"]).shape == (2, 32)
-""",
-    "step2_align.py": """
-from step2_align import solve
-x = torch.randn(200, 8)
-aligner = solve("linear", x[:150], 2 * x[:150], x[150:], 2 * x[150:])
-assert torch.allclose(aligner.map(x), 2 * x, atol=0.05)
-""",
-    "step3_head.py": """
-from common import logits
-from step3_head import train_heads
-x, y = torch.randn(90, 8), torch.arange(90) % 3
-heads = train_heads(x, y, classes=3)
-assert logits(heads, x).shape == (5, 90, 3)
-""",
-    "eval.py": """
-from eval import classify
-labels, probabilities = classify(RUNS, [TEXTS[0], TEXTS[0]], lang="ko")
-assert labels[0] == labels[1] and probabilities.shape == (2, 2)
-""",
-}
 
 
 def gradients(encoder):
@@ -494,10 +465,10 @@ def gradients(encoder):
 
 
 @pytest.fixture(scope="module")
-def processes(world, runs, tmp_path_factory):
+def processes(world, tmp_path_factory):
     """Return the folder of the processes (rank0, rank1, step1_embed.py, ...) and {name: exit status}."""
     base, jobs = tmp_path_factory.mktemp("processes"), []
-    values = f"MODEL, RUNS, TEXTS, WORDS = {[str(world.encoder), str(runs), TEXTS, WORDS]}\n"
+    values = f"MODEL, TEXTS, WORDS = {[str(world.encoder), TEXTS, WORDS]}\n"
     with socket.socket() as free:
         free.bind(("localhost", 0))
         env = {"MASTER_ADDR": "localhost", "MASTER_PORT": str(free.getsockname()[1])}
@@ -508,15 +479,15 @@ def processes(world, runs, tmp_path_factory):
         env |= {"WORLD_SIZE": "2", "RANK": rank, "LOCAL_RANK": rank}
         code = values + inspect.getsource(gradients) + RANK
         jobs.append((str(folder), str(ROOT), dict(env), code))
-    for name, code in COPIES.items():
+    for name in SCRIPTS:
         (base / name).mkdir()
         for file in (name, "common.py"):
             shutil.copy(ROOT / file, base / name)
-        code = CLEAN.replace("SCRIPT", name[:-3]) + values + code
+        code = CLEAN.replace("SCRIPT", name[:-3])
         jobs.append((str(base / name), str(base / name), {"RANK": "1"}, code))
     options = {"input": json.dumps(jobs), "stdout": subprocess.PIPE, "encoding": "utf-8"}
     done = subprocess.run([sys.executable, "-c", FORKS], check=True, timeout=120, **options)
-    return base, dict(zip(["rank0", "rank1", *COPIES], json.loads(done.stdout)))
+    return base, dict(zip(["rank0", "rank1", *SCRIPTS], json.loads(done.stdout)))
 
 
 @pytest.fixture
@@ -546,8 +517,8 @@ def test_two_ranks_have_the_gradients_of_one(ranks, world, part):
     assert max(gradient.abs().max() for gradient in one) > 1e-3
 
 
-@pytest.mark.parametrize("name", COPIES)
-def test_a_script_and_common_work_alone_and_importing_changes_nothing(processes, name):
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_importing_a_copied_script_needs_only_common_and_changes_nothing(processes, name):
     base, status = processes
     assert status[name] == 0, (base / name / "err").read_text()
     assert (base / name / "out").read_text() == (base / name / "err").read_text() == ""
