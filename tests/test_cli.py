@@ -13,8 +13,8 @@ from types import SimpleNamespace
 import bench
 import faults
 import pytest
-from conftest import PLAIN, SCRIPTS, cipher, main
-from conftest import few_steps, make_encoder, write
+from conftest import PLAIN, SCRIPTS, cipher, few_steps, main, make_encoder, write
+
 import common
 import eval as evaluation
 import step2_align
@@ -92,10 +92,6 @@ def another_lm(place):
     main("step3_head.py", "--lang", "ko", "--method", "english", "--out", place.out)
 
 
-def no_english_head(place):
-    (place.out / "head-english.pt").unlink()
-
-
 def dev_labels(place):
     rows = [("good", "a film"), ("bad", "a room")]
     write(place.data / "reviews/en/dev.tsv", "label text", rows)
@@ -137,7 +133,6 @@ BROKEN = [  # (what is broken, command, what the line says)
     (second_aligner, "step3", r"by --n: align-ko-fc-n\d+.pt align.*n9.pt"),
     (another_lm, "step3", "another LM than encoder/; run: python step2_align.py"),
     (put("runs/embed.pt", b"hello\n"), "step2", "embed.pt: damaged.*; delete it and make it again"),
-    (no_english_head, "eval", "no English head; run: python step3_head.py"),
     (second_language, "step3 --via xx ko --n 30", "run: python step2_align.py .*--lang ko xx"),
     (
         put("text", b"good\nbad\n"),

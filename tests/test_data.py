@@ -300,7 +300,7 @@ def break_model(folder, fault):
     elif fault == "missing weights":
         del weights["encoder.layer.1.output.dense.weight"]
     save_file(weights, folder / "model.safetensors", {"format": "pt"})
-    if fault == "a decoder":
+    if fault == "an encoder with decoder":
         sizes = {"d_model": 32, "d_kv": 16, "num_layers": 1, "num_heads": 2}
         hf.T5Model(hf.T5Config(vocab_size=len(words), **sizes)).save_pretrained(folder)
 
@@ -310,7 +310,7 @@ def break_model(folder, fault):
     [
         ("no tokenizer", "is tokenizer.json missing?"),
         ("no padding", "no padding token"),
-        ("a decoder", "T5Model is not an encoder"),
+        ("an encoder with decoder", "T5Model is not an encoder"),
         ("segments that the LM lacks", "index out of range"),
         ("no room", "max_len=2: no room for text next to 3 special tokens"),
         ("ids beyond the table", "has no embedding in this LM"),

@@ -103,13 +103,16 @@ def test_leaked_rows_are_counted(world, folder, tmp_path, capsys):
     assert {record["leaks"] for record in records} == {3} and len(records) > 5
 
 
-def test_head_of_another_lm_is_named(world, folder, capsys):
+def test_heads_of_another_lm_are_ignored(world, folder, capsys):
     make_encoder(folder / "other", seed=1)
     where = "--data", world.data, "--task", "reviews", "--out", folder
     main("step1_embed.py", "--model", folder / "other", *where, "--epochs", 0)
     with pytest.raises(UserError, match="no English head; run: python step3_head.py"):
         main("eval.py", "--lang", "ko", "--out", folder)
     assert "heads of another LM or task are ignored" in capsys.readouterr().err
+    main("step3_head.py", "--lang", "ko", "--method", "english", "--out", folder)
+    main("eval.py", "--lang", "ko", "--out", folder)
+    assert len(json.loads((folder / "results-ko.json").read_text())) == 1
 
 
 # --predict

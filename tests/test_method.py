@@ -134,10 +134,7 @@ def test_linear_leaves_directions_without_pairs_unchanged():
 
 
 # Step 3: heads, residuals
-@pytest.fixture
-def quick(monkeypatch):
-    """Train heads for few steps, which is enough for the planted cases."""
-    monkeypatch.setattr("test_method.train_heads", partial(train_heads, steps=300))
+quick_heads = partial(train_heads, steps=300)  # enough for the planted cases
 
 
 def labelled(n=64, dim=4):
@@ -163,23 +160,23 @@ def test_heads_minimise_cross_entropy_plus_l2():
     assert torch.allclose(gradient, -2 * 0.05 * heads["weight"], atol=1e-3)
 
 
-def test_a_head_does_not_see_its_neighbours(quick):
+def test_a_head_does_not_see_its_neighbours():
     x, y = labelled(200)
-    five, one = train_heads(x, y, classes=2), train_heads(x, y, classes=2, seeds=[3])
+    five, one = quick_heads(x, y, classes=2), quick_heads(x, y, classes=2, seeds=[3])
     assert torch.allclose(five["weight"][3], one["weight"][0], atol=1e-5)
     assert not torch.allclose(five["weight"][2], one["weight"][0], atol=1e-3)
 
 
-def test_residuals_are_redrawn_in_each_epoch_from_all(quick):
+def test_residuals_are_redrawn_in_each_epoch_from_all():
     """Residual i points along axis i, so its weight moves only if residual i was drawn. Four rows that kept
     theirs would move four of sixteen."""
     x, y, residuals = torch.zeros(4, 16), torch.tensor([0, 1, 1, 0]), torch.eye(16)
-    start = train_heads(x, y, 2, residuals, seeds=[0, 1], l2=0.0, lr=0.0)["weight"]
-    moved = train_heads(x, y, 2, residuals, seeds=[0, 1], l2=0.0)["weight"] != start
+    start = quick_heads(x, y, 2, residuals, seeds=[0, 1], l2=0.0, lr=0.0)["weight"]
+    moved = quick_heads(x, y, 2, residuals, seeds=[0, 1], l2=0.0)["weight"] != start
     assert moved.any(1).all() and moved.shape == (2, 2, 16)
 
 
-def test_residuals_keep_the_head_off_what_a_cannot_explain(quick):
+def test_residuals_keep_the_head_off_what_a_cannot_explain():
     """Two directions tell the label equally well. In target text noise hides the first. A(x) = x."""
     g = torch.Generator().manual_seed(0)
     noise = torch.randn(1500, 2, generator=g) * torch.tensor([4.0, 0.2])
@@ -187,7 +184,7 @@ def test_residuals_keep_the_head_off_what_a_cannot_explain(quick):
     y, target = (x.sum(1) > 0).long(), x + noise
     accuracy = []
     for residuals in (None, noise[:500]):
-        heads = train_heads(x[:500], y[:500], 2, residuals, seeds=[0, 1], l2=0.01, lr=1e-2)
+        heads = quick_heads(x[:500], y[:500], 2, residuals, seeds=[0, 1], l2=0.01, lr=1e-2)
         accuracy.append((logits(heads, target[500:]).argmax(2) == y[500:]).float().mean().item())
     assert accuracy[0] < 0.67 and accuracy[1] > 0.72
 
