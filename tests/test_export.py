@@ -79,10 +79,8 @@ def test_every_head_round_trips(heads, tmp_path, kind, capsys):
     assert [path.name for path in tmp_path.iterdir()] == ["shipped"]
 
 
-def blocks(folder):
-    """Return the python blocks of the card, to run in the folder's parent: sentence-transformers, transformers."""
-    text = (folder / "README.md").read_text(encoding="utf-8")
-    return re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+def read_card(folder):
+    return (folder / "README.md").read_text(encoding="utf-8")
 
 
 @pytest.fixture(scope="module")
@@ -101,43 +99,30 @@ def pair(world, tmp_path_factory):
     return path / "shipped"
 
 
-def test_card_of_a_pair_task(pair, monkeypatch):
-    text = (pair / "README.md").read_text(encoding="utf-8")
-    assert text.startswith(
+def test_cards(heads, pair, tmp_path):
+    card = read_card(pair)
+    assert card.startswith(
         '---\nlanguage: ["ko"]\nlicense: mit\npipeline_tag: text-classification\n'
     )
-    assert "# nli: contradiction, entailment, neutral" in text and "| ko | yes | - | - |" in text
-    assert "python step2_align.py --lang ko --method rev --arch fc --n" in text
-    monkeypatch.chdir(pair.parent)
-    scope = {}
-    exec(blocks(pair)[1], scope)  # noqa: S102  # the card's lines for transformers alone
-    assert torch.allclose(
-        scope["probabilities"], export.Shipped(pair).label([("a text", "its text_b")])
-    )
-
-
-def test_card_lists_languages_and_figures(heads, tmp_path):
+    assert "python step2_align.py --lang ko --method rev --arch fc --n" in card
     main("eval.py", *KO, "--out", heads)
-    text = (ship(heads, tmp_path / "s", "--arch", "inside") / "README.md").read_text(
-        encoding="utf-8"
+    card = read_card(ship(heads, tmp_path / "s", "--arch", "inside"))
+    assert (
+        re.search(r"\| ko \| 200 test rows \| \d+\.\d\d% \|", card) and "license: unknown" in card
     )
-    assert re.search(r"\| ko \| yes \| 200 \| \d+\.\d\d% \(", text) and "# license" in text
-    text = (
-        ship(heads, tmp_path / "x", "--lang", "xx", "--via", "ko", "--arch", "inside") / "README.md"
-    ).read_text()
-    assert 'language: ["ko", "xx"]' in text and "| xx | no | - | - |" in text
+    unseen = "--lang", "xx", "--via", "ko", "--arch", "inside"
+    assert 'language: ["ko", "xx"]' in read_card(ship(heads, tmp_path / "x", *unseen))
 
 
 def test_sentence_transformers(heads, pair, tmp_path, monkeypatch):
     st = pytest.importorskip("sentence_transformers")
     folder = ship(heads, tmp_path / "shipped", "--arch", "inside")
-    texts = [text for (text,) in load_task(load_encoder(heads)[1], "ko", "test")[0]]
-    found = torch.tensor(st.SentenceTransformer(str(folder)).encode(texts))
-    assert torch.allclose(
-        found, export.Shipped(folder).label([(text,) for text in texts]), atol=1e-5
-    )
+    texts = load_task(load_encoder(heads)[1], "ko", "test")[0]
+    found = torch.tensor(st.SentenceTransformer(str(folder)).encode([text for (text,) in texts]))
+    assert torch.allclose(found, export.Shipped(folder).label(texts), atol=1e-5)
     monkeypatch.chdir(pair.parent)
-    exec(blocks(pair)[0], scope := {})  # noqa: S102
+    [block] = re.findall(r"```python\n(.*?)```", read_card(pair), re.DOTALL)
+    exec(block, scope := {})  # noqa: S102
     wanted = export.Shipped(pair).label([("a text", "its text_b")])
     assert torch.allclose(torch.tensor(scope["probabilities"]), wanted, atol=1e-5)
 
