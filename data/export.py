@@ -161,7 +161,8 @@ def write_onnx(folder, texts):
     options["dynamic_shapes"] = [dict.fromkeys(batch, sizes)]
     Path(folder, "onnx").mkdir()
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it misses torchvision
-    with warnings.catch_warnings(action="ignore"):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
         # without {} the last dict would be keywords
         torch.onnx.export(shipped, (batch, {}), folder / "onnx/model.onnx", **options)
 

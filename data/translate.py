@@ -26,14 +26,13 @@ from statistics import median
 
 import numpy as np
 import torch
-from tokenizers import Tokenizer
-from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
+from transformers import AutoModelForSeq2SeqLM
 from transformers.utils import cached_file
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from common import PAIRS, ROWS, UserError, bar, batches, check_flags, digest_of, fixed_order
-from common import pick_device, read_lines, read_tsv, run, say, warn, write_atomic
+from common import load_tokenizer, pick_device, read_lines, read_tsv, run, say, warn, write_atomic
 
 DEFAULT_N = 20_000  # rows, in the middle of the paper's 5K to 50K: a day of a CPU, or a bill
 BATCH_TOKENS = {"cpu": 1_024, "cuda": 8_192, "mps": 2_048}  # small: each beam has its own logits
@@ -117,14 +116,9 @@ def load_model(name, texts):
     warnings.filterwarnings("ignore", message="Recommended: pip install sacremoses")
     options = {"dtype": torch.float32, "output_loading_info": True}
     try:
-        tokenizer = AutoTokenizer.from_pretrained(name)
+        tokenizer = load_tokenizer(name)
         model, loaded = AutoModelForSeq2SeqLM.from_pretrained(name, **options)
         folder = Path(cached_file(name, "config.json")).parent  # of a hub name: the local snapshot
-        file = folder / "tokenizer.json"
-        if file.exists() and hasattr(tokenizer, "backend_tokenizer"):
-            own = Tokenizer.from_file(str(file))  # with parts that classes such as T5's lack
-            for part in ("model", "normalizer", "pre_tokenizer", "post_processor", "decoder"):
-                setattr(tokenizer.backend_tokenizer, part, getattr(own, part))
         if missing := sorted(loaded["missing_keys"]):  # tied weights are not among them
             raise ValueError(f"its file lacks {len(missing)} weights, such as {missing[0]}")
         rows, unknown = tokenizer(texts, padding=True).input_ids, tokenizer.unk_token_id
@@ -223,14 +217,11 @@ def tsv(header, table):
 
 def write_target(path, header, table, force):
     """Write translated.tsv so that the first n rows for step 2 are the first n of `table`."""
-
-    def content(rows):
-        return tsv(header, [rows[i] for i in np.argsort(fixed_order(len(rows)))])
-
-    old = path.read_bytes() if path.exists() and not force else tsv(header, [])
-    if old != content(table[: old.count(b"\n") - 1]):
+    content = tsv(header, [table[i] for i in np.argsort(fixed_order(len(table)))])
+    old = path.read_bytes() if path.exists() and not force else b""
+    if not set(old.split(b"\n")) <= set(content.split(b"\n")):
         raise UserError(f"{path} has other rows than these; move it away, or add --force")
-    write_atomic(path, content(table))
+    write_atomic(path, content)
 
 
 def doubts_of(sources, translations):

@@ -119,6 +119,7 @@ def test_people_minus_machine_and_pairs_that_reach_native(tmp_path, capsys):
     points += [("ha-mt", "fc", 25, 0.68), ("ha-mt", "fc", 50, 0.79)]
     for run in range(2):
         rows = [dict(zip(("lang", "method", "n", "accuracy"), point)) for point in points]
+        rows = [r | {"interval": [0, 1], "ece": 0, "ece_tempered": 0} for r in rows]
         rows[-1]["accuracy"] -= run / 50
         (tmp_path / f"{run}").mkdir()
         (tmp_path / f"{run}/experiments.json").write_text(json.dumps(rows))
@@ -126,7 +127,7 @@ def test_people_minus_machine_and_pairs_that_reach_native(tmp_path, capsys):
     experiments.main([*table, "--minus", "ha-mt"])
     lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
     # differences 2 and 4 points: 12.71 (Student) times their standard deviation, 2^0.5, / 2^0.5
-    assert "fc 50 2 82.00 78.00 +4.00 +-12.71" in lines
+    assert any(line.startswith("fc 50 2 82.00 +4.00 +-12.71") for line in lines)
     experiments.main([*table, "ha-mt", "--bench"])
     lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
     assert lines[1:] == ["native, accuracy 80.00 80.00", "fc 50 >50"]

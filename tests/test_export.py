@@ -5,9 +5,14 @@ import json
 import re
 import shutil
 import sys
+import threading
 import unicodedata
+import urllib.error
+import urllib.request
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
+import numpy as np
 import pytest
 import torch
 from conftest import ROOT, few_steps, main, make_encoder
@@ -19,6 +24,8 @@ from common import UserError, encode, load_encoder, load_task
 from eval import classify, load_head, logits_of
 
 KO = "--lang", "ko"
+README = (ROOT / "data/README.md").read_text(encoding="utf-8")
+SINGLE, PAIRS, ONNX, SERVICE, ELSEWHERE = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 
 
 def ship(out, to, *flags):
@@ -127,16 +134,17 @@ def test_sentence_transformers(heads, pair, tmp_path, monkeypatch):
     assert torch.allclose(torch.tensor(scope["probabilities"]), wanted, atol=1e-5)
 
 
-def test_onnx(heads, tmp_path):
-    ort = pytest.importorskip("onnxruntime")
+def test_onnx(heads, tmp_path, monkeypatch):
+    pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")
-    folder = ship(heads, tmp_path / "shipped", "--method", "rev", "--onnx")
-    shipped, session = export.Shipped(folder), ort.InferenceSession(folder / "onnx/model.onnx")
-    for count in (1, 5):
-        texts = load_task(load_encoder(heads)[1], "ko", "test")[0][:count]
-        inputs = {name: value.numpy() for name, value in shipped.tokenize(texts).items()}
-        found = torch.tensor(session.run(None, inputs)[0])
-        assert torch.allclose(found, shipped.label(texts), atol=1e-4)
+    ship(heads, tmp_path / "shipped", "--method", "rev", "--onnx")
+    monkeypatch.chdir(tmp_path)
+    exec(ONNX, scope := {})  # noqa: S102
+    shipped, session = export.Shipped("shipped"), scope["session"]
+    wanted = shipped.label([("the food was good",), ("the room",)])
+    assert torch.allclose(torch.tensor(scope["probabilities"]), wanted, atol=1e-4)
+    one = {name: value.numpy() for name, value in shipped.tokenize([("the",)]).items()}
+    assert session.run(None, one)[0].shape == (1, 2)  # another batch size and length
 
 
 def test_refusals_leave_nothing(heads, tmp_path, monkeypatch):
@@ -154,3 +162,61 @@ def test_refusals_leave_nothing(heads, tmp_path, monkeypatch):
     with pytest.raises(UserError, match="does not label"):
         ship(heads, tmp_path / "new")
     assert [path.name for path in tmp_path.iterdir()] == ["full"] and len(list(full.iterdir())) == 1
+
+
+def test_readme_ship_it(heads, pair, tmp_path, monkeypatch, capsys):
+    pytest.importorskip("sentence_transformers")
+    ship(heads, tmp_path / "shipped", "--arch", "inside")
+    monkeypatch.chdir(tmp_path)
+    exec(SINGLE, scope := {})  # noqa: S102
+    labels, probabilities = classify(
+        heads, ["the food was good", "the room was dark"], "ko", arch="inside"
+    )
+    assert torch.allclose(torch.tensor(scope["probabilities"]), probabilities, atol=0.02)
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()[-2:]] == labels
+    monkeypatch.chdir(pair.parent)
+    exec(PAIRS, scope := {})  # noqa: S102
+    assert scope["probabilities"].shape == (1, 3)
+
+
+def test_readme_serve_it(heads, monkeypatch):
+    monkeypatch.chdir(heads.parent)
+    code = (
+        SERVICE.replace("8000", "0")
+        .replace(".serve_forever()", "")
+        .replace("ThreadingHTTPServer((", "server = ThreadingHTTPServer((")
+    )
+    exec(code, scope := {})  # noqa: S102
+    server = scope["server"]
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+
+    def ask(content):
+        url = f"http://127.0.0.1:{server.server_port}"
+        with urllib.request.urlopen(url, json.dumps(content).encode()) as answer:
+            return json.load(answer)
+
+    texts = ["the food was good", "the room was dark"]
+    labels, probabilities = classify(heads, texts, "ko", arch="inside")
+    with ThreadPoolExecutor(4) as pool:
+        answers = list(pool.map(ask, [texts] * 8))
+    assert all(answer["labels"] == labels for answer in answers)
+    assert torch.allclose(torch.tensor(answers[0]["probabilities"]), probabilities)
+    with pytest.raises(urllib.error.HTTPError, match="400"):
+        ask([["a", "pair"]])
+    server.shutdown()
+    server.server_close()
+
+
+def test_readme_embeddings_from_elsewhere():
+    rng = np.random.default_rng(0)
+    y = rng.integers(2, size=300)
+    task = rng.normal(size=(300, 16)) + 2 * y[:, None]  # float64, as an API's numbers are
+    scope = {
+        "english": task[:200],
+        "target": 3 - task[:200],
+        "task": task,
+        "y": y,
+        "test": 3 - task,
+    }
+    exec(ELSEWHERE, scope)  # noqa: S102
+    assert (scope["probabilities"].argmax(1).numpy() == y).mean() > 0.95
