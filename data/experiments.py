@@ -264,12 +264,12 @@ def mean_gain(runs, over=None, field="gain"):
 def print_table(folders, langs, over, minus):
     """Print the mean gain over English, over a method, or of `langs` over the languages `minus`, compared in order,
     with Student's interval over run folders."""
+    if minus and len(minus) != len(langs):
+        raise UserError("--minus needs as many languages as --lang, in the same order")
     gains = collect(folders, langs)
     methods = sorted({method for method, _ in gains})
     if over and over not in methods:
         raise UserError(f"--over {over}: expected one of {', '.join(methods)}")
-    if minus and len(minus) != len(langs):
-        raise UserError("--minus needs as many languages as --lang, in the same order")
     other = dict(zip(langs, minus))
     less = collect(folders, minus) if minus else {}
     width = max(28, *map(len, methods))

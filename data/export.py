@@ -6,7 +6,7 @@
 Reads    <out>/ of steps 1 to 3, test.tsv of --lang or else English rows, results-*.json of eval.py.
 Writes   --to: Transformer, Pooling and Dense modules, labels.json, and README.md, a model card. It labels the
          rows with both. After an error it writes nothing. --amp is off by default.
-Expect   "Labels that differ: 0 of 400", and 16-bit weights, half the size of <out>/encoder.
+Expect   "Labels that differ: 0 of 400". 16-bit weights, or 32-bit ones if those change a label.
 
 Any head becomes a stack of Dense layers. Inside merges into the LM's weights, A behind the LM and all
 standardisations into the linear layers next to them. The seeds' heads become one with the mean of their logits,
@@ -193,7 +193,7 @@ def card(args, head, info, check):
     kind, call = "SentenceTransformer", 'encode(["a text"])'
     if head["two_texts"]:
         kind, call = "CrossEncoder", 'predict([("a text", "its text_b")])'
-    aligner = f", with {head['arch']} for A, trained on {head['via']}" if head["arch"] else ""
+    aligner = f" (A is {head['arch']}, of {' '.join(head['via'])})" if head["arch"] else ""
     return f"""---
 language: {json.dumps(sorted({args.lang, *(head["via"] or [])}))}
 license: {args.license}
@@ -203,7 +203,8 @@ tags: [langalign]
 ---
 # {info["task"]}
 
-LangAlign (arXiv 2503.18603) made this classifier. Its head is trained on: {METHODS[head["method"]]}{aligner}.
+LangAlign (arXiv 2503.18603) made this classifier. Its head is trained on:
+{METHODS[head["method"]]}{aligner}.
 
 | language | judged on | accuracy |
 |---|---|---|{table}
@@ -217,8 +218,9 @@ print([labels[i] for i in probabilities.argmax(1)])
 ```
 Two warnings are harmless: the pooler is missing because it is not used, and the softmax is over labels.
 
-{check} The difference includes that the folder averages the logits of
-{len(head["heads"]["weight"])} heads, and `eval.py` their probabilities. The commands after step 1:
+{check}
+It includes that the folder averages the logits of {len(head["heads"]["weight"])} heads, and `eval.py` their probabilities.
+The commands after step 1:
 ```sh
 {commands_of(args, head)}
 ```
