@@ -239,9 +239,8 @@ def main():
     to = Path(args.to).resolve()
     if to.exists() and (not to.is_dir() or any(to.iterdir())):
         raise UserError(f"--to {args.to}: exists and is not empty; delete it or choose another")
-    missing = [name for name in ("onnx", "onnxscript") if not importlib.util.find_spec(name)]
-    if args.onnx and missing:
-        raise UserError(f"--onnx needs {missing[0]}; run: pip install onnx onnxscript")
+    if args.onnx and not importlib.util.find_spec("onnxscript"):  # which needs onnx
+        raise UserError("--onnx needs two more packages; run: pip install onnx onnxscript")
 
     transformers.logging.set_verbosity_error()  # no load report about the unused pooler
     device, dtype, _ = pick_device(args)
@@ -269,10 +268,9 @@ def main():
                 break
         else:
             raise UserError(f"--to {args.to}: the folder does not label as {head['path']} does")
-        differ, rows = (found.argmax(1) != product.argmax(1)).sum(), "test" if test else "training"
-        check = f"Labels that differ: {differ} of {len(texts)} {args.lang if test else 'en'} {rows} rows."
-        check += f" Largest difference of probabilities: {(found - product).abs().max():.4f},"
-        check += f" with {str(dtype).removeprefix('torch.')} weights."
+        differ, source = (found.argmax(1) != product.argmax(1)).sum(), args.lang if test else "en"
+        check = f"Labels that differ: {differ} of {len(texts)} {source} rows, with {dtype} weights."
+        check += f" Largest difference of probabilities: {(found - product).abs().max():.4f}."
         say(check)
         if args.onnx:
             write_onnx(fresh, texts)
