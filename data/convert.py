@@ -94,12 +94,9 @@ def read_csv(text, path, names):
     # A quote inside quotes is "" (Excel) or \" (databases), or each " is an ordinary character
     doubled = [line.replace('\\"', '""') for line in lines]
     ways = (lines, csv.QUOTE_MINIMAL), (doubled, csv.QUOTE_MINIMAL), (lines, csv.QUOTE_NONE)
-    score = (-1,)
-    for mark, option in product(marks, ways):
-        reading = read_as(option[0], mark, option[1], names)
-        this = len({*names} & {*reading[0]}), reading[2], not reading[3]
-        if this > score:
-            score, way, (columns, rows, end, swallows) = this, option, reading
+    readings = [(way, *read_as(way[0], mark, way[1], names)) for mark, way in product(marks, ways)]
+    score = lambda r: (len({*names} & {*r[1]}), r[3], not r[4])
+    way, columns, rows, end, swallows = max(readings, key=score)
     if end <= len(lines) and {*names} <= {*columns, None}:
         what = f"not the {len(columns)} cells of the header, or a quote that does not end"
         raise UserError(f"{path}:{end}: {what}; correct that line")

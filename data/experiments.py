@@ -261,24 +261,32 @@ def mean_gain(runs, over=None, field="gain"):
     return np.mean(means), STUDENT.get(len(means), 0) * error, len(means)
 
 
-def print_table(folders, langs, over=None):
-    """Print mean gain over English, or over a method, and Student's interval over run folders."""
+def print_table(folders, langs, over, minus):
+    """Print the mean gain over English, over a method, or of `langs` over the languages `minus`, compared in order,
+    with Student's interval over run folders."""
+    if minus and len(minus) != len(langs):
+        raise UserError("--minus needs as many languages as --lang, in the same order")
     gains = collect(folders, langs)
     methods = sorted({method for method, _ in gains})
     if over and over not in methods:
         raise UserError(f"--over {over}: expected one of {', '.join(methods)}")
+    other = dict(zip(langs, minus))
+    less = collect(folders, minus) if minus else {}
     width = max(28, *map(len, methods))
     header = "      n runs  accuracy   gain  95% over runs  above 0     ECE  tempered"
     print(f"{'method':{width}}{header}")
     for (method, n), runs in gains.items():
-        noise = next(iter(runs.values()))[0].get("noise", "")
+        rows = [r for records in runs.values() for r in records]
+        noise = rows[0].get("noise", "")
         others = gains.get((over, n)) or gains.get((over, None), {})  # from as many pairs
         others = gains.get((f"{over}{noise}", n), others)  # with the same noise
-        if over and not set(runs) <= set(others):
+        if minus:
+            found = less.get((method, n), {})
+            others = {place: found.get((place[0], other[place[1]])) for place in runs}
+        if (over or minus) and not all(others.get(place) for place in runs):
             continue
-        mean, half, count = mean_gain(runs, others)
+        mean, half, count = mean_gain(runs, others, "accuracy" if minus else "gain")
         interval = f"+-{100 * half:5.2f}" if count > 1 else "one run"
-        rows = [r for records in runs.values() for r in records]
         clear = sum(r["interval"][0] > 0 for r in rows)
         columns = zip(*((r["accuracy"], r["ece"], r["ece_tempered"]) for r in rows))
         accuracy, ece, tempered = (100 * np.mean(column) for column in columns)
@@ -286,43 +294,23 @@ def print_table(folders, langs, over=None):
         print(f"{line}{interval:>14}{clear:5}/{len(rows):<3}{ece:8.1f}{tempered:10.1f}")
 
 
-def print_difference(folders, langs, others):
-    """Print mean accuracy in two lists of languages, compared in order, and the difference with its interval."""
-    if len(langs) != len(others):
-        raise UserError("--minus needs as many languages as --lang, in the same order")
-    left, right = collect(folders, langs), collect(folders, others)
-    width = max(28, *(len(method) for method, _ in left))
-    print(f"{'method':{width}}      n runs{'+'.join(langs):>16}{'+'.join(others):>16}   minus  95%")
-    for (method, n), runs in left.items():
-        found, other = right.get((method, n), {}), dict(zip(langs, others))
-        pairs = {(folder, lang): found.get((folder, other[lang])) for folder, lang in runs}
-        if not all(pairs.values()):
-            continue
-        first, second = (100 * mean_gain(part, None, "accuracy")[0] for part in (runs, pairs))
-        mean, half, count = mean_gain(runs, pairs, "accuracy")
-        interval = f"+-{100 * half:5.2f}" if count > 1 else "one run"
-        line = f"{method:{width}}{n or '-':>7}{count:5}{first:16.2f}{second:16.2f}"
-        print(f"{line}{100 * mean:+8.2f}  {interval}")
-
-
 def print_bench(folders, langs):
     """Print the smallest n at which the mean accuracy of a method reaches that of a head on all native rows."""
-    points = {}  # {method: {language: {n: [accuracy, ...]}}}
-    for (method, n), runs in collect(folders).items():
-        for (_, lang), records in runs.items():
-            sizes = points.setdefault(method, {}).setdefault(lang, {})
-            sizes.setdefault(n, []).append(np.mean([r["accuracy"] for r in records]))
-    native = {lang: np.mean(sizes[None]) for lang, sizes in points.get("native", {}).items()}
-    source = {lang: lang.removesuffix("-mt") for lang in langs or native}  # ha-mt: see prepare.py
-    native = {lang: native[name] for lang, name in source.items() if name in native}
-    if not native:
+    points = {}  # {(method, language): {n: mean accuracy over run folders}}
+    gains = collect(folders, key=lambda r: (r["method"], r["lang"], r.get("n")))
+    for (method, lang, n), runs in gains.items():
+        points.setdefault((method, lang), {})[n] = mean_gain(runs, None, "accuracy")[0]
+    natives = {lang: sizes[None] for (method, lang), sizes in points.items() if method == "native"}
+    langs = [lang for lang in langs or natives if lang.removesuffix("-mt") in natives]
+    goals = {lang: natives[lang.removesuffix("-mt")] for lang in langs}  # ha-mt: see prepare.py
+    if not goals:
         raise UserError(f"no records of native; run: python data/experiments.py --out {folders[0]}")
-    print(f"{'pairs to reach native':40}" + "".join(f"{lang:>9}" for lang in native))
-    print(f"{'native, accuracy':40}" + "".join(f"{100 * y:9.2f}" for y in native.values()))
-    for method, of_lang in points.items():
+    print(f"{'pairs to reach native':40}" + "".join(f"{lang:>9}" for lang in goals))
+    print(f"{'native, accuracy':40}" + "".join(f"{100 * y:9.2f}" for y in goals.values()))
+    for method in dict.fromkeys(method for method, _ in points):
         cells = []
-        for lang, goal in native.items():
-            sizes = {n: np.mean(values) for n, values in of_lang.get(lang, {}).items() if n}
+        for lang, goal in goals.items():
+            sizes = {n: y for n, y in points.get((method, lang), {}).items() if n}
             reached = [n for n, accuracy in sizes.items() if accuracy >= goal]
             cells.append(str(min(reached)) if reached else f">{max(sizes)}" if sizes else "-")
         if set(cells) != {"-"}:
@@ -350,16 +338,14 @@ def main(argv=None):
     flag("--data", help="root of the data, if it moved since step 1")
     flag("--table", nargs="+", metavar="OUT", help="print means over these run folders")
     flag("--over", metavar="METHOD", help="with --table: print gains over this method")
-    minus = "with --table: print accuracy in --lang minus that in these languages, in order"
-    flag("--minus", nargs="+", metavar="LANG", help=minus)
+    minus = "with --table: print gains of --lang over these languages, in order"
+    flag("--minus", nargs="+", default=[], metavar="LANG", help=minus)
     flag("--bench", action="store_true", help="with --table: print the n that equals native rows")
     args = p.parse_args(argv)
-    if args.table and args.minus:
-        return print_difference(args.table, args.lang, args.minus)
     if args.table and args.bench:
         return print_bench(args.table, args.lang)
     if args.table:
-        return print_table(args.table, args.lang, args.over)
+        return print_table(args.table, args.lang, args.over, args.minus)
     if not (args.out and args.lang + args.pool):
         p.error("--out with --lang or --pool is needed, or --table")
     kind = "distilled" if args.distil else "inside" if args.inside else "pool" * bool(args.pool)

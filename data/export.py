@@ -1,25 +1,25 @@
-"""Export one head, with its LM, as a folder that sentence-transformers and transformers load.
+"""Export one head, with its LM, as a folder that sentence-transformers loads (data/README.md, "Ship it").
 
     python data/export.py --lang jv --arch inside --out runs/reviews --to shipped
     python data/export.py --lang ko --residuals --to shipped --onnx    # also onnx/model.onnx
 
-Reads    <out>/ of steps 1 to 3, test.tsv of --lang or else English rows, results-<lang>.json of eval.py.
-Writes   --to: Transformer, Pooling and Dense modules (modules.json), labels.json, and README.md, a model card.
-         It labels the rows with both. After an error it writes nothing.
-Expect   "Labels that differ: 0 of 400", and 16-bit weights, half the size of <out>/encoder.
+Reads    <out>/ of steps 1 to 3, test.tsv of --lang or else English rows, results-*.json of eval.py.
+Writes   --to: Transformer, Pooling and Dense modules, labels.json, and README.md, a model card. It labels the
+         rows with both. After an error it writes nothing. --amp is off by default.
+Expect   "Labels that differ: 0 of 400". 16-bit weights, or 32-bit ones if those change a label.
 
 Any head becomes a stack of Dense layers. Inside merges into the LM's weights, A behind the LM and all
 standardisations into the linear layers next to them. The seeds' heads become one with the mean of their logits,
-where eval.py takes the mean of their probabilities. Shapes: as in common.py; O, I are sizes of a layer."""
+where eval.py takes the mean of their probabilities. Shapes: as in common.py."""
 
-import argparse
+import contextlib
 import importlib.util
 import json
 import logging
-import os
 import shlex
 import shutil
 import sys
+import tempfile
 import warnings
 from functools import partial
 from pathlib import Path
@@ -31,46 +31,33 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from common import ARCHES, METHODS, UserError, build_aligner, check_flags, describe, encode
-from common import load_encoder, load_english, load_task, masked_mean, one_line_error, run, say
+from common import METHODS, UserError, build_aligner, check_flags, describe, encode, load_encoder
+from common import load_english, load_task, logits, make_parser, masked_mean, pick_device, run, say
 from eval import load_head, logits_of
 
 ROWS = 1_000  # rows that check the folder, at most
+MODELS = "sentence_transformers.models"  # modules under names that all versions know
 ROUNDING = 0.01  # largest difference between probabilities that counts as rounding
 
 
-# Any head as Dense layers -----------------------------------------------------------------------
 @torch.no_grad()
-def merge(inside, lm):
-    """Add A to the weights of the LM: W becomes W + up down, with up (O, R) and down (R, I)."""
-    for name, down, up in zip(inside.layers, inside.down, inside.up):
-        lm.get_submodule(name).weight += up @ down
-
-
-@torch.no_grad()
-def dense_layers(heads, aligner=None):
-    """Return [(weight (O, I), bias (O,)), ...], with ReLU between and a softmax after them: an Aligner, if there
-    is one, then the mean of S heads, weight (S, C, D)."""
-
-    def then(weight, bias):  # two affine maps without a ReLU between them are one
-        W, b = layers[-1]
-        layers[-1] = weight.double() @ W, weight.double() @ b + bias.double()
-
-    def start(width):
-        return torch.eye(width).double(), torch.zeros(width).double()
-
-    layers = [start(heads["weight"].shape[2])]
+def dense_layers(heads, aligner, dim):
+    """Return [(weight (out, in), bias (out,)), ...] for embeddings (N, dim), with ReLU between and a softmax after
+    them: the Aligner, if there is one, then the mean of S heads."""
+    steps = [lambda x: logits(heads, x).mean(0), nn.ReLU()]
     if aligner:
-        then(torch.diag(1 / aligner.scale_x), -aligner.mean_x / aligner.scale_x)
-        for part in aligner.f.modules():
-            if isinstance(part, nn.Linear):
-                then(part.weight, torch.zeros(()) if part.bias is None else part.bias)
-            elif isinstance(part, nn.ReLU):
-                layers.append(start(len(layers[-1][1])))
-        then(torch.eye(len(aligner.mean_y)) * aligner.scale_y, aligner.mean_y)
-    then(torch.diag(1 / heads["scale"]), -heads["mean"] / heads["scale"])
-    then(heads["weight"].mean(0), heads["bias"].mean(0)[0])
-    return [(weight.float().contiguous(), bias.float()) for weight, bias in layers]
+        parts = aligner.f if isinstance(aligner.f, nn.Sequential) else [aligner.f]
+        standardise = lambda x: (x - aligner.mean_x) / aligner.scale_x
+        restore = lambda x: x * aligner.scale_y + aligner.mean_y
+        steps = [standardise, *parts, restore, *steps]
+    layers, out = [], torch.cat([torch.zeros(1, dim), torch.eye(dim)])
+    for step in steps:
+        if isinstance(step, nn.ReLU):  # what is before it is f(x) = W x + b: b = f(0)
+            layers.append(((out[1:] - out[0]).T.contiguous(), out[0].clone()))
+            out = torch.cat([torch.zeros(1, out.shape[1]), torch.eye(out.shape[1])])
+        else:
+            out = step(out)
+    return layers
 
 
 # The folder -------------------------------------------------------------------------------------
@@ -91,7 +78,7 @@ def write_tokenizer(folder, encoder):
     write_json(path, content)
     path = folder / "tokenizer_config.json"
     config = json.loads(path.read_text("utf-8")) | {"tokenizer_class": "PreTrainedTokenizerFast"}
-    config["model_input_names"] = encoder.tokenizer.model_input_names
+    config["model_input_names"] = list(encoder.tokenize(["a"])[0])
     if isinstance(config.get("extra_special_tokens"), list):  # transformers 4 expects a dict
         config["additional_special_tokens"] = config.pop("extra_special_tokens")
     write_json(path, config)
@@ -100,41 +87,37 @@ def write_tokenizer(folder, encoder):
 def write_folder(folder, encoder, layers, head, dtype):
     """Write LM (floating-point weights in dtype), tokenizer, pooling, Dense layers and label names."""
     shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-    state = {
-        key: w.to(dtype) if w.is_floating_point() else w
-        for key, w in encoder.lm.state_dict().items()
-    }
+    weights = encoder.lm.state_dict().items()
+    state = {name: w.to(dtype) if w.is_floating_point() else w for name, w in weights}
     encoder.lm.save_pretrained(folder, state_dict=state)  # config.json keeps float32
     write_tokenizer(folder, encoder)
-    write_json(
-        folder / "sentence_bert_config.json",
-        {"max_seq_length": encoder.max_len, "do_lower_case": False},
-    )
-    mean, cls = (encoder.pool == pool for pool in ("mean", "cls"))
-    pooling = {"word_embedding_dimension": encoder.dim, "pooling_mode_cls_token": cls}
-    write_json(folder / "1_Pooling/config.json", pooling | {"pooling_mode_mean_tokens": mean})
+    cls = encoder.pool == "cls"
+    pooling = {"pooling_mode_cls_token": cls, "pooling_mode_mean_tokens": not cls}
+    files = {
+        "sentence_bert_config.json": {"max_seq_length": encoder.max_len, "do_lower_case": False},
+        "1_Pooling/config.json": pooling | {"word_embedding_dimension": encoder.dim},
+    }
     for i, (weight, bias) in enumerate(layers, 2):
+        last = i == len(layers) + 1
         config = {"in_features": weight.shape[1], "out_features": len(weight), "bias": True}
-        config["activation_function"] = "torch.nn.modules.activation.ReLU"
-        if i == len(layers) + 1:
-            config["activation_function"] = "torch.nn.modules.activation.Softmax"
-            # versions below 5.7 know no module_output_name, and no CrossEncoder of modules
-            config |= {"module_output_name": "scores"} if head["two_texts"] else {}
+        activation = "Softmax" if last else "ReLU"
+        config["activation_function"] = f"torch.nn.modules.activation.{activation}"
+        if last and head["two_texts"]:
+            config["module_output_name"] = "scores"  # which CrossEncoder reads
         write_json(folder / f"{i}_Dense/config.json", config)
         tensors = {"linear.weight": weight, "linear.bias": bias}
         save_file(tensors, folder / f"{i}_Dense/model.safetensors", {"format": "pt"})
-    paths = ["", "1_Pooling", *(f"{i}_Dense" for i in range(2, len(layers) + 2))]
-    kinds = ["Transformer", "Pooling", *["Dense"] * len(layers)]  # names that all versions know
-    modules = [
-        {"idx": i, "name": str(i), "path": path, "type": f"sentence_transformers.models.{kind}"}
-        for i, (path, kind) in enumerate(zip(paths, kinds))
+
+    kinds = ["Transformer", "Pooling", *["Dense"] * len(layers)]
+    files["modules.json"] = [
+        {"idx": i, "name": str(i), "path": f"{i}_{kind}" if i else "", "type": f"{MODELS}.{kind}"}
+        for i, kind in enumerate(kinds)
     ]
-    write_json(folder / "modules.json", modules)
     kind = "CrossEncoder" if head["two_texts"] else "SentenceTransformer"
     config = {"model_type": kind, "activation_fn": "torch.nn.modules.linear.Identity"}
-    write_json(folder / "config_sentence_transformers.json", config)
-    write_json(folder / "labels.json", head["labels"])
+    files |= {"config_sentence_transformers.json": config, "labels.json": head["labels"]}
+    for name, content in files.items():
+        write_json(folder / name, content)
 
 
 class Shipped(nn.Module):
@@ -144,18 +127,15 @@ class Shipped(nn.Module):
         super().__init__()
         self.tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
         self.lm = transformers.AutoModel.from_pretrained(folder).eval()
-        pooling, modules = Path(folder, "1_Pooling/config.json"), Path(folder, "modules.json")
-        self.cls = json.loads(pooling.read_text("utf-8"))["pooling_mode_cls_token"]
-        paths = [module["path"] for module in json.loads(modules.read_text("utf-8"))[2:]]
-        files = [load_file(Path(folder, path, "model.safetensors")) for path in paths]
+        pooling = json.loads(Path(folder, "1_Pooling/config.json").read_text("utf-8"))
+        self.cls = pooling["pooling_mode_cls_token"]
+        files = [load_file(path) for path in sorted(Path(folder).glob("*_Dense/*.safetensors"))]
         self.layers = [(file["linear.weight"], file["linear.bias"]) for file in files]
 
-    def forward(self, input_ids, attention_mask, token_type_ids=None):
-        """Return the probabilities (B, C) of token ids (B, T)."""
-        types = {} if token_type_ids is None else {"token_type_ids": token_type_ids}
-        batch = {"input_ids": input_ids, "attention_mask": attention_mask, **types}
+    def forward(self, batch):
+        """Return the probabilities (B, C) of a dict of (B, T) tensors."""
         hidden = self.lm(**batch).last_hidden_state  # (B, T, D)
-        x = hidden[:, 0] if self.cls else masked_mean(hidden, attention_mask)
+        x = hidden[:, 0] if self.cls else masked_mean(hidden, batch["attention_mask"])
         for layer in self.layers[:-1]:
             x = F.linear(x, *layer).relu()
         return F.linear(x, *self.layers[-1]).softmax(1)
@@ -166,46 +146,36 @@ class Shipped(nn.Module):
         return dict(self.tokenizer(*columns, padding=True, truncation=True, return_tensors="pt"))
 
     @torch.no_grad()
-    def label(self, texts, batch=32):
+    def label(self, texts):
         """Return the probabilities (N, C) of tuples of one or two texts."""
-        parts = [texts[i : i + batch] for i in range(0, len(texts), batch)]
-        return torch.cat([self(**self.tokenize(part)) for part in parts])
+        parts = [texts[i : i + 32] for i in range(0, len(texts), 32)]
+        return torch.cat([self(self.tokenize(part)) for part in parts])
 
 
 def write_onnx(folder, texts):
     """Write onnx/model.onnx: token ids (B, T) -> probabilities (B, C), for any B and T."""
-    shipped = Shipped(folder).eval()
+    shipped = Shipped(folder)
     batch = shipped.tokenize(texts[:3])
     sizes = {0: torch.export.Dim("batch"), 1: torch.export.Dim("length")}
-    names = {"input_names": list(batch), "output_names": ["probabilities"]}
-    names["dynamic_shapes"] = dict.fromkeys(batch, sizes)
-    path = folder / "onnx/model.onnx"
-    path.parent.mkdir()
+    options = {"input_names": list(batch), "output_names": ["probabilities"], "verbose": False}
+    options["dynamic_shapes"] = [dict.fromkeys(batch, sizes)]
+    Path(folder, "onnx").mkdir()
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it misses torchvision
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        torch.onnx.export(shipped, (), path, kwargs=batch, verbose=False, **names)
-
-
-def compare(logits, probabilities):
-    """Compare the folder's probabilities (N, C) with the heads' logits (S, N, C). Return how far they are from the
-    mean of logits and from the mean of probabilities, and in how many rows these have another label."""
-    means = logits.mean(0).softmax(1), logits.softmax(2).mean(0)  # (N, C): the folder's, eval.py's
-    far = [(mean - probabilities).abs().max().item() for mean in means]
-    labels = [(mean.argmax(1) != probabilities.argmax(1)).sum().item() for mean in means]
-    return *far, *labels
+        # without {} the last dict would be keywords
+        torch.onnx.export(shipped, (batch, {}), folder / "onnx/model.onnx", **options)
 
 
 # The model card ---------------------------------------------------------------------------------
 def commands_of(args, head):
     """Return the commands that made the folder after step 1, one per line."""
-    flags = f"--method {head['method']}" + (f" --arch {head['arch']}" if head["arch"] else "")
-    flags += (f" --n {head['n']}" if head["n"] else "") + f" --seed {head['seed']}"
-    flags += f" --out {shlex.quote(args.out)}"
+    flags = {name: head[name] for name in ("method", "arch", "n", "seed")} | {"out": args.out}
+    flags = {name: shlex.quote(str(value)) for name, value in flags.items() if value is not None}
+    flags = " ".join(f"--{name} {value}" for name, value in flags.items())
     step3 = f"step3_head.py --lang {args.lang} {flags} --l2 {head['l2']}"
-    step3 += f" --seeds {len(head['heads']['weight'])}"
-    step3 += " --residuals" if head["residuals"] else ""
-    step3 += " --unlabelled FILE" if head["method"] == "centred" else ""
+    step3 += f" --seeds {len(head['heads']['weight'])}" + " --residuals" * head["residuals"]
+    step3 += " --unlabelled FILE" * (head["method"] == "centred")
     lines = [step3, f"data/export.py {shlex.join(sys.argv[1:])}"]
     if head["arch"]:
         via = " ".join(head["via"])
@@ -213,142 +183,99 @@ def commands_of(args, head):
     return "\n".join(f"python {line}" for line in lines)
 
 
-def table_of(args, head):
-    """Return the languages of the head, and a table of them with the figures of results-<lang>.json."""
-    paired = head["via"] or ([args.lang] if head["n"] else [])
-    table = "| language | pairs in training | test rows | accuracy (std over heads) |\n|---|---|---|---|"
-    for lang in sorted({args.lang, *paired}):
-        path, figures = Path(args.out, f"results-{lang}.json"), "- | -"
-        for record in json.loads(path.read_text("utf-8")) if path.exists() else ():
-            if all(record[key] == head[key] for key in describe(lang) if key != "lang"):
-                figures = "{rows} | {accuracy:.2%} ({accuracy_std:.2%})".format(**record)
-        table += f"\n| {lang} | {'yes' if lang in paired else 'no'} | {figures} |"
-    return sorted({args.lang, *paired}), table
-
-
-def card(args, head, encoder, info, count, check):
-    """Return the text of README.md, the model card, of a folder with `count` Dense layers."""
-    languages, table = table_of(args, head)
-    name, names = Path(args.to).resolve().name, json.dumps(head["labels"], ensure_ascii=False)
-    how = METHODS[head["method"]] + (f"; A is {head['arch']}" if head["arch"] else "")
-    kind, call, columns = "SentenceTransformer", 'encode(["a text"])', '["a text"]'
+def card(args, head, info, check):
+    """Return the text of README.md, the model card."""
+    table, fields = "", [name for name in describe("") if name != "lang"]
+    for path in sorted(Path(args.out).glob("results-*.json")):
+        for r in json.loads(path.read_text("utf-8")):
+            if all(r[field] == head[field] for field in fields):
+                table += "\n| {lang} | {rows} {split} rows | {accuracy:.2%} |".format(**r)
+    kind, call = "SentenceTransformer", 'encode(["a text"])'
     if head["two_texts"]:
         kind, call = "CrossEncoder", 'predict([("a text", "its text_b")])'
-        columns = '["a text"], ["its text_b"]'
-    pooled = "x[:, 0]" if encoder.pool == "cls" else "(x * mask).sum(1) / mask.sum(1)"
-    onnx = "\n`onnx/model.onnx` takes the tokenizer's output and returns probabilities.\n"
-    step1 = ", ".join(f"{key} {info[key]}" for key in ("epochs", "lr", "batch", "seed", "max_len"))
+    aligner = f" (A is {head['arch']}, of {' '.join(head['via'])})" if head["arch"] else ""
     return f"""---
-language: {json.dumps(languages)}
-{f"license: {args.license}" if args.license else "# license: that of the LM of step 1"}
+language: {json.dumps(sorted({args.lang, *(head["via"] or [])}))}
+license: {args.license}
 pipeline_tag: text-classification
 library_name: sentence-transformers
 tags: [langalign]
 ---
-# {info["task"]}: {", ".join(head["labels"])}
+# {info["task"]}
 
-LangAlign (arXiv 2503.18603) made this classifier. Its head is trained on: {how}.
+LangAlign (arXiv 2503.18603) made this classifier. Its head is trained on:
+{METHODS[head["method"]]}{aligner}.
 
-{table}
+| language | judged on | accuracy |
+|---|---|---|{table}
 
-## Use
 ```python
-from sentence_transformers import {kind}  # version {"6" if head["two_texts"] else "5.1"} or later
+from sentence_transformers import {kind}  # version 6 or later
 
-labels = {names}
-probabilities = {kind}("{name}").{call}  # one column per label
+labels = {json.dumps(head["labels"], ensure_ascii=False)}
+probabilities = {kind}("{Path(args.to).resolve().name}").{call}  # one column per label
 print([labels[i] for i in probabilities.argmax(1)])
 ```
-With transformers alone:
-```python
-import torch
-from safetensors.torch import load_file
-from torch.nn.functional import linear
-from transformers import AutoModel, AutoTokenizer
-
-tokenizer, lm = AutoTokenizer.from_pretrained("{name}"), AutoModel.from_pretrained("{name}").eval()
-dense = [load_file(f"{name}/{{i}}_Dense/model.safetensors") for i in range(2, {count + 2})]
-batch = tokenizer({columns}, padding=True, truncation=True, return_tensors="pt")
-with torch.no_grad():
-    x, mask = lm(**batch).last_hidden_state, batch["attention_mask"][..., None]
-    x = {pooled}
-    for i, layer in enumerate(dense):
-        x = linear(x.relu() if i else x, layer["linear.weight"], layer["linear.bias"])
-probabilities = x.softmax(1)
-```
-{onnx if args.onnx else ""}
 Two warnings are harmless: the pooler is missing because it is not used, and the softmax is over labels.
 
-## How it was made
-{check} The difference includes that the folder averages the logits of
-{len(head["heads"]["weight"])} heads, and `eval.py` their probabilities. Step 1 ran with {step1}. The commands after it:
+{check}
+It includes that the folder averages the logits of {len(head["heads"]["weight"])} heads, and `eval.py` their probabilities.
+The commands after step 1:
 ```sh
 {commands_of(args, head)}
 ```
 """
 
 
-# Command line -----------------------------------------------------------------------------------
 def main():
-    raw = argparse.RawDescriptionHelpFormatter
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=raw, allow_abbrev=False)
-    p.error, flag = one_line_error, p.add_argument
-    flag("--out", default="runs", help="run folder (default: runs)")
+    p = make_parser(__doc__, step=4)
+    p.set_defaults(amp="off")
+    flag = p.add_argument
     flag("--to", required=True, help="folder to write, new or empty")
-    flag("--data", help="root of the data, if it moved since step 1")
-    flag("--lang", required=True, help="target language, such as ko")
-    flag("--method", choices=METHODS, help="as in step 3 (default: langalign, or rev for inside)")
-    flag("--arch", choices=(*ARCHES, "inside"), default="fc", help="as in step 3 (default: fc)")
-    flag("--via", nargs="+", metavar="LANG", help="languages of the aligner (default: --lang)")
-    flag("--n", type=int, help="pairs per language (default: the only head found)")
-    flag("--residuals", action="store_true", help="the head trained with --residuals")
-    flag("--seed", type=int, default=0, help="seed of the head (default: 0)")
-    flag("--license", help="for the card: licence of the LM of step 1, such as mit")
+    flag("--license", default="unknown", help="licence of the LM of step 1 (default: unknown)")
     flag("--onnx", action="store_true", help="also write onnx/model.onnx")
     args = p.parse_args()
     check_flags(args)
     to = Path(args.to).resolve()
-    if to.exists() and not (to.is_dir() and not any(to.iterdir())):
+    if to.exists() and (not to.is_dir() or any(to.iterdir())):
         raise UserError(f"--to {args.to}: exists and is not empty; delete it or choose another")
-    missing = [name for name in ("onnx", "onnxscript") if not importlib.util.find_spec(name)]
-    if args.onnx and missing:
-        raise UserError(f"--onnx needs {missing[0]}; run: pip install onnx onnxscript")
+    if args.onnx and not importlib.util.find_spec("onnxscript"):  # which needs onnx
+        raise UserError("--onnx needs two more packages; run: pip install onnx onnxscript")
 
     transformers.logging.set_verbosity_error()  # no load report about the unused pooler
-    encoder, info = load_encoder(args.out, data=args.data)
+    device, dtype, _ = pick_device(args)
+    encoder, info = load_encoder(args.out, device, dtype, args.data, args.batch_tokens)
     flags = {name: vars(args)[name] for name in describe(args.lang) if name != "lang"}
     head = load_head(args.out, encoder, args.lang, **flags)
     test = Path(info["data"], info["task"], args.lang, "test.tsv").exists()
-    texts = load_task(info, args.lang, "test")[0][:ROWS] if test else load_english(info)[0][:100]
-    wanted = logits_of(head, encoder, partial(encode, encoder), texts)  # (S, N, C), before merge
+    texts = (load_task(info, args.lang, "test") if test else load_english(info))[0][:ROWS]
+    wanted = logits_of(head, encoder, partial(encode, encoder), texts)  # (S, N, C)
+    mean, product = wanted.mean(0).softmax(1), wanted.softmax(2).mean(0)  # folder's, eval.py's
     aligner = build_aligner(head, encoder.lm) if head["method"] == "rev" else None
-    if head["arch"] == "inside" and aligner:
-        merge(aligner, encoder.lm)
-        aligner = None
-    layers = dense_layers(head["heads"], aligner)
+    merged = contextlib.nullcontext()
+    if head["arch"] == "inside":
+        aligner, merged = None, aligner.to(device).on(encoder)
+    layers = dense_layers(head["heads"], aligner, encoder.dim)
 
-    fresh = to.with_name(f".{to.name}.{os.getpid()}.tmp")
-    try:
-        for dtype in (torch.float16, torch.float32):
+    to.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=to.parent, prefix=".export") as folder, merged:
+        fresh = Path(folder, to.name)
+        for dtype in (torch.float16, torch.float32):  # 16 bits unless they change a label
             write_folder(fresh, encoder, layers, head, dtype)
-            rounding, difference, other, differ = compare(wanted, Shipped(fresh).label(texts))
-            if rounding <= ROUNDING and not other:
+            found = Shipped(fresh).label(texts)  # (N, C)
+            close = torch.allclose(found, mean, rtol=0, atol=ROUNDING)
+            if close and torch.equal(found.argmax(1), mean.argmax(1)):
                 break
-        rows = f"{args.lang} test" if test else "English training"
-        check = f"Labels that differ: {differ} of {len(texts)} {rows} rows; largest difference of"
-        check += f" probabilities {difference:.4f} ({str(dtype).removeprefix('torch.')} weights)."
-        say(check)
-        if not rounding <= ROUNDING:  # or it is nan
+        else:
             raise UserError(f"--to {args.to}: the folder does not label as {head['path']} does")
+        differ, source = (found.argmax(1) != product.argmax(1)).sum(), args.lang if test else "en"
+        check = f"Labels that differ: {differ} of {len(texts)} {source} rows, with {dtype} weights."
+        check += f" Largest difference of probabilities: {(found - product).abs().max():.4f}."
+        say(check)
         if args.onnx:
             write_onnx(fresh, texts)
-        text = card(args, head, encoder, info, len(layers), check)
-        (fresh / "README.md").write_text(text, encoding="utf-8")
-        if to.exists():
-            to.rmdir()
+        (fresh / "README.md").write_text(card(args, head, info, check), encoding="utf-8")
         fresh.rename(to)
-    finally:
-        shutil.rmtree(fresh, ignore_errors=True)
     say(f"-> {to}")
 
 

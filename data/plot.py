@@ -1,12 +1,10 @@
 """Draw gain over English against the number of translations, as in README.
 
     python data/plot.py runs/nusax0 runs/nusax1 --below runs/nli0 --out data/langalign.svg
-    python data/plot.py --pooled runs/nusax0 runs/nusax1 --out data/pooled.svg
 
 Reads   experiments.json of each run folder, as data/experiments.py writes it.
 Writes  an SVG with one line per method: the mean over the languages with most points in the first folder, and
         over the run folders with all points of the line. Bars are Student's 95% interval over folders.
-        --pooled: data/experiments.py --pool ... --own 0 25 50 against --inside --n 25 50.
 """
 
 import argparse
@@ -23,36 +21,21 @@ from experiments import collect, mean_gain, read_records
 GREY = "#868e96"  # this and the next stand out on white and on black
 COLOURS = {"inside": "#d9480f", "fc residuals": "#1c7ed6", "translated": "#2f9e44"}
 COLOURS |= {"mixed": "#9c36b5", "fc": GREY}
-COLOURS |= {"own pairs + relatives": "#d9480f", "own pairs alone": "#1c7ed6"}
 LEVELS = {"native": "native rows", "centred": "centred, no translation"}
 WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 800, 330, 60, 580, 36, 280
 
 
-def means(folders, pooled):
-    """Return (languages, {(line, n): (mean gain, half its interval, folders)}), gains in points."""
+def means(folders):
+    """Return (languages, {(method, n): (mean gain, half its interval, folders)}), gains in points."""
     first = read_records(folders[0])
-    size = max((len(r.get("pool", [])) for r in first), default=0)
-
-    def line_of(r):
-        """Return (line, n) of a record. --pooled draws the largest pool, with default settings."""
-        if not pooled or r["method"] == "inside":
-            return "own pairs alone" if pooled else r["method"], r.get("n")
-        pool, own = r.get("pool", []), r.get("own")
-        name = f"inside of {' '.join(pool)}, {'own' if own else 'unseen'}"
-        return "own pairs + relatives" if r["method"] == name and len(pool) == size else None, own
-
-    found = {
-        (r["lang"], *line_of(r)) for r in first
-    }  # a language with no --pool record is left out
-    places = {(lang, n) for lang, name, n in found if name in [*COLOURS][:-1]}
+    places = {(r["lang"], r.get("n")) for r in first if r["method"] in COLOURS}
     numbers = Counter(lang for lang, _ in places)  # of points
     most = max(numbers.values(), default=0)
     if most < 2:
-        flags = "--pool ... --own 0 25 50" if pooled else "--n 25 50 100"
-        raise UserError(f"{folders[0]}: too few points; run data/experiments.py with {flags}")
+        command = "data/experiments.py with --n 25 50 100"
+        raise UserError(f"{folders[0]}: too few points; run {command}")
     langs = [lang for lang in dict.fromkeys(r["lang"] for r in first) if numbers[lang] == most]
-    gains = collect(folders, langs, line_of)
-    points = {("own pairs alone", 0): (0, 0, len(folders))} if pooled else {}
+    gains, points = collect(folders, langs), {}
     for name, n in gains:
         of_line = [{f for f, _ in runs} for (other, _), runs in gains.items() if other == name]
         whole = set.intersection(*of_line)  # the folders that have every point of the line
@@ -71,10 +54,10 @@ def line(points, colour, more):
     return f'<polyline points="{path}" fill="none" stroke="{colour}" {more}/>'
 
 
-def draw(langs, points, pooled):
+def draw(langs, points):
     """Return the SVG elements of one panel."""
     ns = sorted({n for name, n in points if name in COLOURS})
-    places = {n: i if pooled else math.log(n / ns[0]) for i, n in enumerate(ns)}
+    places = {n: math.log(n / ns[0]) for n in ns}
     drawn = [point for (name, _), point in points.items() if name in (*COLOURS, *LEVELS)]
     ends = [mean + sign * half for mean, half, _ in drawn for sign in (-1, 1)]  # of the bars
     step = 5 if max(ends) > 10 else 1
@@ -84,8 +67,7 @@ def draw(langs, points, pooled):
         x = LEFT + (RIGHT - LEFT) * places[n] / places[ns[-1]]
         return x, TOP + (BOTTOM - TOP) * (high - gain) / (high - low)
 
-    title = "points over english" + ", with and without relatives" * pooled
-    parts = [text(LEFT, 16, f"{title}, {', '.join(langs)}")]
+    parts = [text(LEFT, 16, f"points over english, {', '.join(langs)}")]
     for gain in range(low, high + 1, step):
         ends = at(ns[0], gain), at(ns[-1], gain)
         parts += [line(ends, GREY, 'stroke-opacity="0.3"')]
@@ -106,7 +88,7 @@ def draw(langs, points, pooled):
                 parts += [line(bar, colour, 'stroke-opacity="0.5"')] if half else []
             labels.append([y, f"{name} {mean:+.1f}" + " (one run)" * (count == 1), colour])
     for name, words in LEVELS.items():
-        if (name, None) in points and not pooled:
+        if (name, None) in points:
             mean = points[name, None][0]
             ends = at(ns[0], mean), at(ns[-1], mean)
             parts += [line(ends, GREY, 'stroke-dasharray="5 4"')]
@@ -122,15 +104,13 @@ def main(argv=None):
     raw = argparse.RawDescriptionHelpFormatter
     p = argparse.ArgumentParser(description=__doc__, formatter_class=raw, allow_abbrev=False)
     p.error, flag = one_line_error, p.add_argument
-    flag("folders", nargs="*", metavar="OUT", help="run folders with experiments.json")
+    flag("folders", nargs="+", metavar="OUT", help="run folders with experiments.json")
     flag("--below", nargs="+", metavar="OUT", help="run folders of a second panel")
-    flag("--pooled", nargs="+", metavar="OUT", help="run folders of a panel on --pool")
     flag("--out", default="data/langalign.svg", help="the picture (default: data/langalign.svg)")
     args = p.parse_args(argv)
-    chosen = (args.folders, False), (args.below, False), (args.pooled, True)
-    panels = [draw(*means(folders, kind), kind) for folders, kind in chosen if folders]
-    if not panels or not args.out.endswith(".svg"):
-        p.error("run folders are needed, and for --out a name that ends in .svg")
+    if not args.out.endswith(".svg"):
+        p.error(f"--out {args.out}: expected a name that ends in .svg")
+    panels = [draw(*means(folders)) for folders in (args.folders, args.below) if folders]
     height = HEIGHT * len(panels)
     size = f'width="{WIDTH}" height="{height}" viewBox="0 0 {WIDTH} {height}"'
     style = f'font-family="sans-serif" font-size="13" fill="{GREY}"'

@@ -20,10 +20,9 @@ Shapes   B sequences of a batch, T tokens, M masked tokens, D width, V vocabular
 
 import argparse
 import itertools
-import os
 import random
-import shutil
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -69,15 +68,6 @@ def build_rows(task, sizes, seed):
         if split == "test":
             banned.update(text for row in files[lang, "test"] for text in row[1:])
     return files
-
-
-def check_no_leak(files, task):
-    """Raise if a text of any test split stands in another split."""
-    test = {text for lang in LANGS for row in files[lang, "test"] for text in row[1:]}
-    for (lang, split), rows in files.items():
-        leaked = test.intersection(text for row in rows for text in row[1:])
-        if leaked and split != "test":
-            raise RuntimeError(f"{task}/{lang}/{split}.tsv holds a test text: {min(leaked)}")
 
 
 def write_files(root, files):
@@ -185,63 +175,41 @@ def pretrain(worlds, steps, seed, folder):
     return sum(last) / len(last)
 
 
-def remove(folder):
-    """Delete a folder of ours, if there, its marker last: stopped halfway, it is still ours."""
-    if folder.exists():
-        for path in folder.iterdir():
-            if path.is_dir():
-                shutil.rmtree(path)
-        shutil.rmtree(folder)
-
-
-def report(worlds):
-    for task, files in worlds.items():
-        sizes = [f"{split} {len(files['ko', split]):,}" for split in ("train", "dev", "test")]
-        print(f"{task}: {len(files['en', 'train']):,} English rows; ko, ja, zh, sw each:", *sizes)
-    label, english, korean = worlds["sentiment"]["ko", "translated"][0]
-    print(f"{label}: {english}\n  translated: {korean}")
-    print(f"  another row, native: {worlds['sentiment']['ko', 'train'][0][1]}")
-
-
 def main(argv=None):
     parser = argparse.ArgumentParser(usage=argparse.SUPPRESS, description=__doc__.split("\n")[0])
     parser.add_argument("--out", default="data/toy", help="folder to write (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of text and encoder (default: 0)")
-    rows = "English rows of a task (20000); a quarter as many native ones, dev 1/20, test 1/10"
+    rows = "English rows per task (20000); a quarter as many native ones, dev 1/20, test 1/10"
     parser.add_argument("--rows", type=int, default=20_000, help=rows)
     parser.add_argument("--steps", type=int, default=STEPS, help=f"of {BATCH} sequences ({STEPS})")
     args, start = parser.parse_args(argv), time.time()
     if not 60 <= args.rows <= 50_000 or args.steps < 10:
         raise UserError("--rows must be 60 to 50000, and --steps at least 10")
-    out = Path(os.path.abspath(args.out))
-    building = out.with_name(out.name + ".building")  # of new/ and, in the end, the replaced old/
-    for folder in (out, building):
-        ours = (folder / MARKER).exists() or (folder.is_dir() and not os.listdir(folder))
-        if folder.exists() and not ours:
-            raise UserError(f"{folder} was not made by data/toy.py; choose another --out")
+    out = Path(args.out).resolve()
+    if out.exists() and not (out / MARKER).exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UserError(f"{out} was not made by data/toy.py; choose another --out")
     seconds = 5 + args.rows / 2000 + args.steps / 40
     print(f"toy world -> {args.out}: about {seconds:.0f} s on two cores", flush=True)
 
     torch.set_num_threads(min(2, torch.get_num_threads()))  # more are slower on so small a model
     sizes = {"train": args.rows, "native": args.rows // 4, "dev": args.rows // 20}
     sizes["test"] = max(args.rows // 10, min(args.rows, 2000))  # fewer cannot show three points
-    remove(building)
-    new = building / "new"
-    for folder in (building, new):
-        folder.mkdir(parents=True)
-        (folder / MARKER).touch()
-    try:
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}") as building:
+        new = Path(building, "new")
         worlds = {task: build_rows(task, sizes, args.seed) for task in LABELS}
         for task, files in worlds.items():
-            check_no_leak(files, task)
             write_files(new / task, files)
+        (new / MARKER).touch()
         loss = pretrain(worlds, args.steps, args.seed, new / "encoder")
         if out.exists():
-            out.rename(building / "old")
+            out.rename(Path(building, "old"))
         new.rename(out)
-    finally:
-        remove(building)
-    report(worlds)
+    for task, files in worlds.items():
+        counts = [f"{split} {len(files['ko', split]):,}" for split in ("train", "dev", "test")]
+        print(f"{task}: {len(files['en', 'train']):,} English rows; ko, ja, zh, sw each:", *counts)
+    label, english, korean = worlds["sentiment"]["ko", "translated"][0]
+    print(f"{label}: {english}\n  translated: {korean}")
     print(f"masked-LM loss {loss:.2f} -> {args.out} in {time.time() - start:.0f} s")
     flags = f" --data {args.out} --model {args.out}/encoder"
     print(f"next: python step1_embed.py{flags if args.out != parser.get_default('out') else ''}")

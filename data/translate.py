@@ -26,37 +26,21 @@ from statistics import median
 
 import numpy as np
 import torch
-from tokenizers import Tokenizer
-from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
+from transformers import AutoModelForSeq2SeqLM
 from transformers.utils import cached_file
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from common import PAIRS, ROWS, UserError, bar, batches, check_flags, digest_of, fixed_order
-from common import pick_device, read_lines, read_tsv, run, say, warn, write_atomic
+from common import load_tokenizer, pick_device, read_lines, read_tsv, run, say, warn, write_atomic
 
 DEFAULT_N = 20_000  # rows, in the middle of the paper's 5K to 50K: a day of a CPU, or a bill
 BATCH_TOKENS = {"cpu": 1_024, "cuda": 8_192, "mps": 2_048}  # small: each beam has its own logits
 CHUNK = 512  # sentences between saves: what a killed run loses
 
-# Names of a language: ISO 639-1 (and its withdrawn code), NLLB's, others. The first that fits counts.
-GROUPS = """
-af/afr ak/aka am/amh an/arg ar/arb/ara as/asm av/ava ay/ayr/aym az/azj/aze/aze_Latn ba/bak be/bel
-bg/bul bm/bam bn/ben bo/bod br/bre bs/bos/bos_Latn ca/cat ce/che co/cos cs/ces cv/chv cy/cym da/dan
-de/deu dv/div dz/dzo ee/ewe el/ell en/eng eo/epo es/spa et/est/ekk eu/eus fa/pes/fas ff/fuv/ful
-fi/fin fj/fij fo/fao fr/fra fy/fry ga/gle gd/gla gl/glg gn/grn gu/guj gv/glv ha/hau he/iw/heb hi/hin
-hr/hrv ht/hat hu/hun hy/hye id/in/ind ig/ibo is/isl it/ita ja/jpn jv/jw/jav ka/kat kg/kon ki/kik
-kk/kaz/kaz_Cyrl kl/kal km/khm kn/kan ko/kor kr/knc_Latn/kau ks/kas_Arab/kas ku/kmr/kur/kur_Latn
-kv/kom kw/cor ky/kir/kir_Cyrl la/lat lb/ltz lg/lug li/lim ln/lin lo/lao lt/lit lv/lvs/lav mg/plt/mlg
-mi/mri mk/mkd ml/mal mn/khk/mon mr/mar ms/zsm/msa mt/mlt my/mya no/nb/nob/nor ne/npi/nep nl/nld
-nn/nno ns/nso ny/nya oc/oci om/gaz/orm or/ory/ori os/oss pa/pan/pan_Guru pl/pol ps/pbt/pus pt/por
-qu/quy/que rm/roh rn/run ro/mo/ron ru/rus rw/kin sa/san sc/srd sd/snd se/sme sg/sag si/sin sk/slk
-sl/slv sm/smo sn/sna so/som sq/als/sqi sr/srp_Cyrl/srp ss/ssw st/sot su/sun sv/swe sw/swh/swa ta/tam
-te/tel tg/tgk th/tha ti/tir tk/tuk/tuk_Latn tl/fil/tgl tn/tsn to/ton tr/tur ts/tso tt/tat tw/twi
-ty/tah ug/uig uk/ukr ur/urd uz/uzn/uzb/uzb_Latn ve/ven vi/vie wa/wln wo/wol xh/xho yi/ji/ydd/yid
-yo/yor zh/zho_Hans/zho/cmn_Hans/cmn zu/zul
-"""
-NAMES = {name: group.split("/") for group in GROUPS.split() for name in group.split("/")}
+with open(Path(__file__).with_name("languages.txt"), encoding="utf-8") as table:
+    GROUPS = [group.split("/") for line in list(table)[1:] for group in line.split()]
+NAMES = {name: group for group in GROUPS for name in group}  # all names of a language
 
 
 def get_args(argv=None):
@@ -117,14 +101,9 @@ def load_model(name, texts):
     warnings.filterwarnings("ignore", message="Recommended: pip install sacremoses")
     options = {"dtype": torch.float32, "output_loading_info": True}
     try:
-        tokenizer = AutoTokenizer.from_pretrained(name)
+        tokenizer = load_tokenizer(name)
         model, loaded = AutoModelForSeq2SeqLM.from_pretrained(name, **options)
         folder = Path(cached_file(name, "config.json")).parent  # of a hub name: the local snapshot
-        file = folder / "tokenizer.json"
-        if file.exists() and hasattr(tokenizer, "backend_tokenizer"):
-            own = Tokenizer.from_file(str(file))  # with parts that classes such as T5's lack
-            for part in ("model", "normalizer", "pre_tokenizer", "post_processor", "decoder"):
-                setattr(tokenizer.backend_tokenizer, part, getattr(own, part))
         if missing := sorted(loaded["missing_keys"]):  # tied weights are not among them
             raise ValueError(f"its file lacks {len(missing)} weights, such as {missing[0]}")
         rows, unknown = tokenizer(texts, padding=True).input_ids, tokenizer.unk_token_id
@@ -223,14 +202,11 @@ def tsv(header, table):
 
 def write_target(path, header, table, force):
     """Write translated.tsv so that the first n rows for step 2 are the first n of `table`."""
-
-    def content(rows):
-        return tsv(header, [rows[i] for i in np.argsort(fixed_order(len(rows)))])
-
-    old = path.read_bytes() if path.exists() and not force else tsv(header, [])
-    if old != content(table[: old.count(b"\n") - 1]):
+    content = tsv(header, [table[i] for i in np.argsort(fixed_order(len(table)))])
+    old = path.read_bytes() if path.exists() and not force else b""
+    if not set(old.split(b"\n")) <= set(content.split(b"\n")):
         raise UserError(f"{path} has other rows than these; move it away, or add --force")
-    write_atomic(path, content(table))
+    write_atomic(path, content)
 
 
 def doubts_of(sources, translations):
@@ -309,8 +285,6 @@ def by_model(args, rows, target):
     say(f"{len(rows)} rows, {len(sentences)} distinct sentences, {len(done)} done before")
     try:
         translate(sentences, done, path, translator, args.batch_tokens)
-    except torch.OutOfMemoryError:
-        raise UserError(f"out of memory on {translator.device}; lower --batch-tokens or --beams")
     except KeyboardInterrupt:
         raise KeyboardInterrupt("interrupted; the same command continues from the last save")
     if cut := sum(done[text][1] for text in sentences):

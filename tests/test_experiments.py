@@ -67,13 +67,12 @@ def test_the_aligner_of_a_pool_is_tested_on_a_language_without_pairs(records):
 
 
 def test_means_over_ten_runs_and_their_interval(tmp_path, capsys):
-    record = {"accuracy": 0.5, "interval": [0, 1], "ece": 0, "ece_tempered": 0, "pool": ["jv"]}
+    record = {"accuracy": 0.5, "interval": [0, 1], "ece": 0, "ece_tempered": 0}
     points = [("ko", "fc", n, 0.02) for n in (25, 50)] + [("ko", "inside", 25, 0.01)]
-    points += [("ko", f"inside of jv, {name}", n, 0.1) for name, n in (("unseen", 0), ("own", 25))]
     points += [("jv", "inside", 25, 0.5)]
     for i in range(10):
         rows = [dict(zip(("lang", "method", "n", "gain"), point)) | record for point in points]
-        rows = [r | {"gain": r["gain"] + i / 100, "own": r["n"], "n": r["n"] or None} for r in rows]
+        rows = [r | {"gain": r["gain"] + i / 100} for r in rows]
         (tmp_path / f"{i}").mkdir()
         (tmp_path / f"{i}/experiments.json").write_text(json.dumps(rows))
     folders = [str(tmp_path / str(i)) for i in range(10)]
@@ -81,11 +80,9 @@ def test_means_over_ten_runs_and_their_interval(tmp_path, capsys):
     half = 2.262 * 3.0277 / 10**0.5  # Student's t, and the standard deviation of 0 ... 9
     assert f"50   10     50.00  +6.50       +- {half:.2f}" in capsys.readouterr().out
     experiments.main(["--table", *folders, "--over", "inside"])  # jv has no own pairs
-    assert "25   10     50.00  +9.00       +- 0.00" in capsys.readouterr().out
-    plot.main([*folders, "--pooled", *folders, "--out", str(tmp_path / "a.svg")])
-    picture = (tmp_path / "a.svg").read_text()
-    for words in ("fc +6.5<", "own pairs + relatives +14.5<", "own pairs alone +5.5<"):
-        assert words in picture
+    assert "25   10     50.00  +1.00       +- 0.00" in capsys.readouterr().out
+    plot.main([*folders, "--out", str(tmp_path / "a.svg")])
+    assert "fc +6.5<" in (tmp_path / "a.svg").read_text()
 
 
 def test_rivals_find_a_moved_language_without_pairs():
@@ -119,6 +116,7 @@ def test_people_minus_machine_and_pairs_that_reach_native(tmp_path, capsys):
     points += [("ha-mt", "fc", 25, 0.68), ("ha-mt", "fc", 50, 0.79)]
     for run in range(2):
         rows = [dict(zip(("lang", "method", "n", "accuracy"), point)) for point in points]
+        rows = [r | {"interval": [0, 1], "ece": 0, "ece_tempered": 0} for r in rows]
         rows[-1]["accuracy"] -= run / 50
         (tmp_path / f"{run}").mkdir()
         (tmp_path / f"{run}/experiments.json").write_text(json.dumps(rows))
@@ -126,7 +124,7 @@ def test_people_minus_machine_and_pairs_that_reach_native(tmp_path, capsys):
     experiments.main([*table, "--minus", "ha-mt"])
     lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
     # differences 2 and 4 points: 12.71 (Student) times their standard deviation, 2^0.5, / 2^0.5
-    assert "fc 50 2 82.00 78.00 +4.00 +-12.71" in lines
+    assert any(line.startswith("fc 50 2 82.00 +4.00 +-12.71") for line in lines)
     experiments.main([*table, "ha-mt", "--bench"])
     lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
     assert lines[1:] == ["native, accuracy 80.00 80.00", "fc 50 >50"]

@@ -5,9 +5,14 @@ import json
 import re
 import shutil
 import sys
+import threading
 import unicodedata
+import urllib.error
+import urllib.request
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
+import numpy as np
 import pytest
 import torch
 from conftest import ROOT, few_steps, main, make_encoder
@@ -19,6 +24,8 @@ from common import UserError, encode, load_encoder, load_task
 from eval import classify, load_head, logits_of
 
 KO = "--lang", "ko"
+README = (ROOT / "data/README.md").read_text(encoding="utf-8")
+SINGLE, PAIRS, ONNX, SERVICE, ELSEWHERE = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 
 
 def ship(out, to, *flags):
@@ -65,7 +72,7 @@ KINDS += [{"method": "rev", "arch": a} for a in ("fc", "ae", "linear", "procrust
 def test_every_head_round_trips(heads, tmp_path, kind, capsys):
     flags = [part for name, value in kind.items() for part in (f"--{name}", value)]
     folder = ship(heads, tmp_path / "shipped", *[flag for flag in flags if flag is not True])
-    assert "differ: 0 of 200 ko test rows" in capsys.readouterr().out
+    assert "differ: 0 of 200 ko rows, with torch.float" in capsys.readouterr().out
     texts, _ = load_task(load_encoder(heads)[1], "ko", "test")
     labels, _ = classify(heads, texts, "ko", **kind)
     encoder, _ = load_encoder(heads)
@@ -79,10 +86,8 @@ def test_every_head_round_trips(heads, tmp_path, kind, capsys):
     assert [path.name for path in tmp_path.iterdir()] == ["shipped"]
 
 
-def blocks(folder):
-    """Return the python blocks of the card, to run in the folder's parent: sentence-transformers, transformers."""
-    text = (folder / "README.md").read_text(encoding="utf-8")
-    return re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+def read_card(folder):
+    return (folder / "README.md").read_text(encoding="utf-8")
 
 
 @pytest.fixture(scope="module")
@@ -101,57 +106,45 @@ def pair(world, tmp_path_factory):
     return path / "shipped"
 
 
-def test_card_of_a_pair_task(pair, monkeypatch):
-    text = (pair / "README.md").read_text(encoding="utf-8")
-    assert text.startswith(
+def test_cards(heads, pair, tmp_path):
+    card = read_card(pair)
+    assert card.startswith(
         '---\nlanguage: ["ko"]\nlicense: mit\npipeline_tag: text-classification\n'
     )
-    assert "# nli: contradiction, entailment, neutral" in text and "| ko | yes | - | - |" in text
-    assert "python step2_align.py --lang ko --method rev --arch fc --n" in text
-    monkeypatch.chdir(pair.parent)
-    scope = {}
-    exec(blocks(pair)[1], scope)  # noqa: S102  # the card's lines for transformers alone
-    assert torch.allclose(
-        scope["probabilities"], export.Shipped(pair).label([("a text", "its text_b")])
-    )
-
-
-def test_card_lists_languages_and_figures(heads, tmp_path):
+    assert "python step2_align.py --lang ko --method rev --arch fc --n" in card
     main("eval.py", *KO, "--out", heads)
-    text = (ship(heads, tmp_path / "s", "--arch", "inside") / "README.md").read_text(
-        encoding="utf-8"
+    card = read_card(ship(heads, tmp_path / "s", "--arch", "inside"))
+    assert (
+        re.search(r"\| ko \| 200 test rows \| \d+\.\d\d% \|", card) and "license: unknown" in card
     )
-    assert re.search(r"\| ko \| yes \| 200 \| \d+\.\d\d% \(", text) and "# license" in text
-    text = (
-        ship(heads, tmp_path / "x", "--lang", "xx", "--via", "ko", "--arch", "inside") / "README.md"
-    ).read_text()
-    assert 'language: ["ko", "xx"]' in text and "| xx | no | - | - |" in text
+    unseen = "--lang", "xx", "--via", "ko", "--arch", "inside"
+    assert 'language: ["ko", "xx"]' in read_card(ship(heads, tmp_path / "x", *unseen))
 
 
 def test_sentence_transformers(heads, pair, tmp_path, monkeypatch):
     st = pytest.importorskip("sentence_transformers")
     folder = ship(heads, tmp_path / "shipped", "--arch", "inside")
-    texts = [text for (text,) in load_task(load_encoder(heads)[1], "ko", "test")[0]]
-    found = torch.tensor(st.SentenceTransformer(str(folder)).encode(texts))
-    assert torch.allclose(
-        found, export.Shipped(folder).label([(text,) for text in texts]), atol=1e-5
-    )
+    texts = load_task(load_encoder(heads)[1], "ko", "test")[0]
+    found = torch.tensor(st.SentenceTransformer(str(folder)).encode([text for (text,) in texts]))
+    assert torch.allclose(found, export.Shipped(folder).label(texts), atol=1e-5)
     monkeypatch.chdir(pair.parent)
-    exec(blocks(pair)[0], scope := {})  # noqa: S102
+    [block] = re.findall(r"```python\n(.*?)```", read_card(pair), re.DOTALL)
+    exec(block, scope := {})  # noqa: S102
     wanted = export.Shipped(pair).label([("a text", "its text_b")])
     assert torch.allclose(torch.tensor(scope["probabilities"]), wanted, atol=1e-5)
 
 
-def test_onnx(heads, tmp_path):
-    ort = pytest.importorskip("onnxruntime")
+def test_onnx(heads, tmp_path, monkeypatch):
+    pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")
-    folder = ship(heads, tmp_path / "shipped", "--method", "rev", "--onnx")
-    shipped, session = export.Shipped(folder), ort.InferenceSession(folder / "onnx/model.onnx")
-    for count in (1, 5):
-        texts = load_task(load_encoder(heads)[1], "ko", "test")[0][:count]
-        inputs = {name: value.numpy() for name, value in shipped.tokenize(texts).items()}
-        found = torch.tensor(session.run(None, inputs)[0])
-        assert torch.allclose(found, shipped.label(texts), atol=1e-4)
+    ship(heads, tmp_path / "shipped", "--method", "rev", "--onnx")
+    monkeypatch.chdir(tmp_path)
+    exec(ONNX, scope := {})  # noqa: S102
+    shipped, session = export.Shipped("shipped"), scope["session"]
+    wanted = shipped.label([("the food was good",), ("the room",)])
+    assert torch.allclose(torch.tensor(scope["probabilities"]), wanted, atol=1e-4)
+    one = {name: value.numpy() for name, value in shipped.tokenize([("the",)]).items()}
+    assert session.run(None, one)[0].shape == (1, 2)  # another batch size and length
 
 
 def test_refusals_leave_nothing(heads, tmp_path, monkeypatch):
@@ -169,3 +162,61 @@ def test_refusals_leave_nothing(heads, tmp_path, monkeypatch):
     with pytest.raises(UserError, match="does not label"):
         ship(heads, tmp_path / "new")
     assert [path.name for path in tmp_path.iterdir()] == ["full"] and len(list(full.iterdir())) == 1
+
+
+def test_readme_ship_it(heads, pair, tmp_path, monkeypatch, capsys):
+    pytest.importorskip("sentence_transformers")
+    ship(heads, tmp_path / "shipped", "--arch", "inside")
+    monkeypatch.chdir(tmp_path)
+    exec(SINGLE, scope := {})  # noqa: S102
+    labels, probabilities = classify(
+        heads, ["the food was good", "the room was dark"], "ko", arch="inside"
+    )
+    assert torch.allclose(torch.tensor(scope["probabilities"]), probabilities, atol=0.02)
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()[-2:]] == labels
+    monkeypatch.chdir(pair.parent)
+    exec(PAIRS, scope := {})  # noqa: S102
+    assert scope["probabilities"].shape == (1, 3)
+
+
+def test_readme_serve_it(heads, monkeypatch):
+    monkeypatch.chdir(heads.parent)
+    code = (
+        SERVICE.replace("8000", "0")
+        .replace(".serve_forever()", "")
+        .replace("ThreadingHTTPServer((", "server = ThreadingHTTPServer((")
+    )
+    exec(code, scope := {})  # noqa: S102
+    server = scope["server"]
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+
+    def ask(content):
+        url = f"http://127.0.0.1:{server.server_port}"
+        with urllib.request.urlopen(url, json.dumps(content).encode()) as answer:
+            return json.load(answer)
+
+    texts = ["the food was good", "the room was dark"]
+    labels, probabilities = classify(heads, texts, "ko", arch="inside")
+    with ThreadPoolExecutor(4) as pool:
+        answers = list(pool.map(ask, [texts] * 8))
+    assert all(answer["labels"] == labels for answer in answers)
+    assert torch.allclose(torch.tensor(answers[0]["probabilities"]), probabilities)
+    with pytest.raises(urllib.error.HTTPError, match="400"):
+        ask([["a", "pair"]])
+    server.shutdown()
+    server.server_close()
+
+
+def test_readme_embeddings_from_elsewhere():
+    rng = np.random.default_rng(0)
+    y = rng.integers(2, size=300)
+    task = rng.normal(size=(300, 16)) + 2 * y[:, None]  # float64, as an API's numbers are
+    scope = {
+        "english": task[:200],
+        "target": 3 - task[:200],
+        "task": task,
+        "y": y,
+        "test": 3 - task,
+    }
+    exec(ELSEWHERE, scope)  # noqa: S102
+    assert (scope["probabilities"].argmax(1).numpy() == y).mean() > 0.95
