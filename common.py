@@ -17,7 +17,7 @@ import sys
 import unicodedata
 import zipfile
 from functools import partial
-from itertools import chain, pairwise
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -56,8 +56,7 @@ HALF_EMOJI = re.compile("[\ud800-\udfff]")  # no text; read_texts: bytes that ar
 
 
 def as_texts(texts):
-    """Return texts or (text, text_b) pairs of any iterable as tuples, in NFC. Raises TypeError naming the first
-    that is missing, empty or of another form."""
+    """Return texts or (text, text_b) pairs as tuples, in NFC. Raises TypeError naming the first that is neither."""
     if isinstance(texts, (str, dict, set)) or hasattr(texts, "columns"):
         raise TypeError(f"expected a list of texts or pairs, got a {type(texts).__name__}")
     tuples = tuple, list, np.ndarray
@@ -91,22 +90,20 @@ class Encoder(nn.Module):
     """e(.): last hidden states of a Hugging Face LM, pooled to one vector per text: "mean" over the tokens or
     "cls", the first token (the paper does not say which). Texts are truncated to max_len tokens."""
 
-    def __init__(self, lm, tokenizer, pool="mean", max_len=256, batch_tokens=None, digest=""):
+    def __init__(self, lm, tokenizer, pool="mean", max_len=256):
         super().__init__()
         for name, module in lm.named_modules():  # RoBERTa's positions start after the padding id
             if name.endswith("position_embeddings") and isinstance(module, nn.Embedding):
                 first = 0 if module.padding_idx is None else module.padding_idx + 1
                 max_len = min(max_len, module.num_embeddings - first)
-        self.lm, self.tokenizer, self.pool = lm, tokenizer, pool
-        self.max_len = min(max_len, tokenizer.model_max_length)
-        if self.max_len <= (special := tokenizer.num_special_tokens_to_add(pair=True)):
-            raise UserError(
-                f"max_len={self.max_len}: no room for text next to {special} special tokens"
-            )
+        max_len = min(max_len, tokenizer.model_max_length)
+        if max_len <= (special := tokenizer.num_special_tokens_to_add(pair=True)):
+            raise UserError(f"max_len={max_len}: no room for text next to {special} special tokens")
+        self.lm, self.tokenizer, self.pool, self.max_len = lm, tokenizer, pool, max_len
         # in a pair 0 and 1, also if the tokenizer's class makes none
         self.segments = (getattr(lm.config, "type_vocab_size", 0) or 0) > 1 or None
-        self.autocast, self.batch_tokens, self.digest = None, batch_tokens, digest
-        self.inside = None  # the active Inside, see Inside.on
+        self.autocast = self.batch_tokens = self.inside = None  # dtype, number, see Inside.on
+        self.digest, self.cache = "", {}  # see load_encoder and cached
         with torch.no_grad():  # D is not always config.hidden_size
             self.dim = self(pad(self.tokenize(["a"]), tokenizer, lm.device)).shape[1]
 
@@ -225,10 +222,10 @@ class Aligner(nn.Module):
             if arch == "ae":
                 down = np.linspace(dim, width or dim // 2, depth + 1).round().astype(int).tolist()
                 widths = down + down[-2::-1]
-            layers = [
-                (nn.Linear(i, o), nn.ReLU(), nn.Dropout(dropout)) for i, o in pairwise(widths)
-            ]
-            self.f = nn.Sequential(*chain(*layers))[:-2]  # no ReLU or dropout after the last layer
+            layers = []
+            for i, o in pairwise(widths):
+                layers += [nn.Linear(i, o), nn.ReLU(), nn.Dropout(dropout)]
+            self.f = nn.Sequential(*layers[:-2])  # no ReLU or dropout after the last layer
         else:
             self.f = nn.Identity() if arch == "shift" else nn.Linear(dim, dim, bias=False)
         self.mean_x, self.scale_x = nn.Buffer(torch.zeros(dim)), nn.Buffer(torch.ones(dim))
@@ -265,9 +262,8 @@ class Inside(nn.Module):
 
     @contextlib.contextmanager
     def on(self, encoder, merge=True):
-        """Context manager that activates A in `encoder`, for every thread that uses it. merge: add A to the LM's
-        weights until the block ends, as fast as the plain LM, without gradients for A. Raises ValueError if
-        another Inside is active."""
+        """Activate A in `encoder` within a `with` block, for every thread. merge: add A to the LM's weights until the
+        block ends, as fast as the plain LM, without gradients for A. Raises ValueError if another is active."""
         if encoder.inside is not None:
             raise ValueError("another Inside is active in this encoder; leave its `with` block")
 
@@ -487,9 +483,9 @@ def path_of(out, kind, lang, via, method, arch, n, residuals, seed):
     return Path(out, "-".join(part for part in parts if part) + ".pt")
 
 
-def find(out, kind, digest, **fields):
+def find(out, kind, digest, lang, **flags):
     """Load the only file with these fields (None fits any) for the LM `digest`, or name the command that makes it."""
-    wanted = {name: value for name, value in fields.items() if value is not None}
+    wanted = {key: value for key, value in describe(lang, **flags).items() if value is not None}
     files = [load(path, kind) | {"path": path} for path in sorted(Path(out).glob(f"{kind}-*.pt"))]
     fits = [file for file in files if wanted.items() <= file.items()]
     current = [file for file in fits if file["lm"] == digest]
@@ -498,16 +494,15 @@ def find(out, kind, digest, **fields):
     names = " ".join(file["path"].name for file in current or fits or files)[:150] or "none"
     if current:
         raise UserError(f"{out}: {len(current)} files match, choose one by --n: {names}")
-    usual, lang = describe(fields["lang"]), fields["lang"].replace("+", " ") or "en"
-    script = "step2_align.py" if kind == "align" else "step3_head.py"
-    command = f"{script} --out {shlex.quote(str(out))} --lang {lang}"
+    usual, lang = describe(wanted["lang"]), wanted["lang"].replace("+", " ") or "en"
+    command = "step2_align.py" if kind == "align" else "step3_head.py"
+    command += f" --out {shlex.quote(str(out))} --lang {lang}"
     for name, value in wanted.items():
         if value != usual[name]:
             value = " ".join(value) if name == "via" else value
             command += f" --{name} {value}".removesuffix(" True")
     problem = "belongs to another LM than encoder/" if fits else f"no such {kind} file"
-    hint = ", pooled ones with --via" if "+" in names else ""
-    raise UserError(f"{out}: {problem}; run: python {command} (found: {names}{hint})")
+    raise UserError(f"{out}: {problem}; run: python {command} (found: {names})")
 
 
 def load_tokenizer(name):
@@ -523,13 +518,11 @@ def load_tokenizer(name):
     return tokenizer
 
 
-def load_pretrained(name, pool="mean", max_len=256, texts=(), **options):
+def load_pretrained(name, pool="mean", max_len=256, texts=()):
     """Return an Encoder, in fp32, from a hub name or a folder, after a trial on the longest of `texts`."""
     flags = {"dtype": torch.float32, "output_loading_info": True, "trust_remote_code": False}
-    logs = transformers.utils.logging  # its load report and bars are silenced, then set back
-    level, bars = logs.get_verbosity(), logs.is_progress_bar_enabled()
-    logs.set_verbosity_error()
-    logs.disable_progress_bar()
+    level = transformers.logging.get_verbosity()
+    transformers.logging.set_verbosity_error()  # no load report
     try:
         tokenizer = load_tokenizer(name)
         lm, report = transformers.AutoModel.from_pretrained(name, **flags)
@@ -539,7 +532,7 @@ def load_pretrained(name, pool="mean", max_len=256, texts=(), **options):
             raise ValueError(f"{kind} is not an encoder, or its tokenizer has no padding token")
         if lost := [key for key in report["missing_keys"] if "pooler" not in key]:
             raise ValueError(f"the files lack {len(lost)} weights of {kind}, such as {lost[0]}")
-        encoder = Encoder(lm, tokenizer, pool, max_len, **options)
+        encoder = Encoder(lm, tokenizer, pool, max_len)
         if texts:
             rows = encoder.tokenize(texts)
             order = sorted(range(len(rows)), key=lambda i: len(rows[i]["input_ids"]))
@@ -552,15 +545,13 @@ def load_pretrained(name, pool="mean", max_len=256, texts=(), **options):
                 warn(f"embeddings of {kind} depend on padding; use another, or --batch-tokens 1")
             check_tokens(encoder, rows)
         return encoder
+    except UserError:
+        raise
     except Exception as err:  # hub, file and class raise many exception types
-        reason = " ".join(str(err).split())[:150] or type(err).__name__
-        if "sentencepiece" in reason or "tiktoken" in reason:
-            reason = "its tokenizer needs: pip install sentencepiece protobuf"
+        reason = " ".join(str(err).split())[:350] or type(err).__name__
+        raise UserError(f"--model {name}: {reason}; use a hub name or a folder with its files")
     finally:
-        logs.set_verbosity(level)
-        if bars:
-            logs.enable_progress_bar()
-    raise UserError(f"--model {name}: {reason}; use a hub name or a folder such as runs/encoder")
+        transformers.logging.set_verbosity(level)
 
 
 def digests_of(folder):
@@ -597,8 +588,8 @@ def load_encoder(out="runs", device="cpu", dtype=None, data=None, batch_tokens=N
     if changed := sorted(name for name, _ in info["files"].items() ^ digests_of(folder).items()):
         problem = "missing or changed since step 1; restore it, or rerun step 1"
         raise UserError(f"{folder / changed[0]}: {problem}")
-    options = {"batch_tokens": batch_tokens, "digest": info["lm"]}
-    encoder = load_pretrained(folder, info["pool"], info["max_len"], **options)
+    encoder = load_pretrained(folder, info["pool"], info["max_len"])
+    encoder.batch_tokens, encoder.digest = batch_tokens, info["lm"]
     encoder.segments = info.get("segments")  # older run folders were trained without
     encoder.eval().requires_grad_(False)
     for parameter in encoder.parameters():  # one by one: buffers such as rotary ones stay fp32
@@ -606,20 +597,21 @@ def load_encoder(out="runs", device="cpu", dtype=None, data=None, batch_tokens=N
     return encoder.to(device), {**info, "data": data or info["data"]}
 
 
-def cached(encoder, out, texts, progress="encode"):
-    """Return encode(encoder, texts), (N, D), but texts encoded before come from <out>/cache."""
+def cached(encoder, out, texts):
+    """Return encode(encoder, texts), (N, D), but texts encoded before come from <out>/cache. Files are read once."""
     if not encoder.digest:  # not of a run folder
-        return encode(encoder, texts, progress)
+        return encode(encoder, texts)
     name = f"{encoder.digest[:16]}-{str(encoder.lm.dtype).removeprefix('torch.')}"
     if encoder.inside:
         weights = encoder.inside.state_dict().values()
         name += f"-inside-{digest_of(*(w.cpu().numpy().tobytes() for w in weights))[:16]}"
-    folder, rows = Path(out, "cache", name), {}
-    for path in folder.glob("*.pt"):
+    folder = Path(out, "cache", name)
+    rows = encoder.cache.setdefault(folder, {})
+    for path in [] if rows else folder.glob("*.pt"):
         art = load(path, "cache")
         rows.update(zip(art["texts"], art["embeddings"]))
     if new := [text for text in dict.fromkeys(texts) if text not in rows]:
-        embeddings = encode(encoder, new, progress)
+        embeddings = encode(encoder, new)
         path = folder / f"{digest_of(repr(new).encode())[:32]}.pt"  # each file is written once
         save(path, "cache", texts=new, embeddings=embeddings)
         rows.update(zip(new, embeddings))
@@ -657,16 +649,14 @@ def make_parser(doc, step):
     flag("--batch-tokens", type=int, help=f"tokens per encoding batch (default: {BATCH_TOKENS})")
     if step > 1:
         flag("--data", help="root of the data, if it moved since step 1")
-        lang = {"nargs": "+", "help": "target languages, which share one A"}
-        lang = lang if step == 2 else {"help": "target language, such as ko"}
-        flag("--lang", required=True, **lang)
+        lang = "target languages, which share one A" if step == 2 else "target language, such as ko"
+        flag("--lang", required=True, nargs="+" if step == 2 else None, help=lang)
         arch = "fc, ae: paper; linear, procrustes, shift: closed form; inside: in LM (default: fc)"
         flag("--arch", choices=(*ARCHES, "inside"), default="fc", help=arch)
         flag("--n", type=int, help="pairs per language (default: all; later: the only one found)")
-        methods = METHODS if step > 2 else {name: METHODS[name] for name in ("langalign", "rev")}
-        method = ", ".join(f"{name}: {text}" for name, text in methods.items())
-        what = "training data of the head" if step > 2 else "direction of A"
-        method = f"{what}. {method} (default: langalign, or rev for inside)"
+        methods = METHODS if step > 2 else ("langalign", "rev")
+        method = ", ".join(f"{name}: {METHODS[name]}" for name in methods)
+        method = f"training data of the head. {method} (default: langalign, or rev for inside)"
         flag("--method", choices=methods, help=method)
     if step > 2:
         flag("--via", nargs="+", metavar="LANG", help="languages of the aligner (default: --lang)")
@@ -680,16 +670,15 @@ def make_parser(doc, step):
 def check_flags(args):
     """Raise UserError if a number or a language of the command line is out of range."""
     for name, value in vars(args).items():
-        low = {"seed": 0, "epochs": 0, "lr": 0, "l2": 0}.get(name, 1)
+        low = 0 if name in ("seed", "epochs", "lr", "l2") else 1
         if type(value) in (int, float) and not low <= value < 2**32:
-            name = name.replace("_", "-")
-            raise UserError(f"--{name} {value}: must be at least {low}, below 2^32")
+            raise UserError(f"--{name.replace('_', '-')} {value}: must be {low} to 2^32")
         if name in ("lang", "via") and value:
             langs = [value] if isinstance(value, str) else value
             codes = {lang for lang in langs if re.fullmatch(r"[\w-]+", lang, re.ASCII)}
             if len(codes) < len(langs):
-                langs = " ".join(langs)
-                raise UserError(f"--{name} {langs}: expected language codes such as ko, each once")
+                expected = "expected language codes such as ko, each once"
+                raise UserError(f"--{name} {' '.join(langs)}: {expected}")
 
 
 def pick_device(args):
@@ -709,9 +698,9 @@ def pick_device(args):
         native = torch.cuda.is_bf16_supported(including_emulation=False)
     amp = args.amp or ("bf16" if native else "fp16" if device.type == "cuda" else "off")
     dtype = {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16}[amp]
-    precision = "fp32" if amp == "off" else amp
     name = f"{device} x {WORLD}" if WORLD > 1 else device
-    return device, dtype, f"{name}, {precision} ({'' if native else 'no '}native bf16)"
+    name = f"{name}, {amp.replace('off', 'fp32')} ({'' if native else 'no '}native bf16)"
+    return device, dtype, name
 
 
 def run(main):

@@ -20,18 +20,8 @@ import numpy as np
 import torch
 
 from common import METHODS, PAIRS, ROWS, WORLD, UserError, as_texts, build_aligner, cached
-from common import (
-    check_flags,
-    describe,
-    encode,
-    find,
-    load,
-    load_encoder,
-    load_task,
-    logits,
-    make_parser,
-)
-from common import pick_device, read_texts, read_tsv, run, say, warn, write_atomic
+from common import check_flags, describe, encode, find, load, load_encoder, load_task, logits
+from common import make_parser, pick_device, read_texts, read_tsv, run, say, warn, write_atomic
 
 BOOTSTRAP = 10_000  # resamples behind a 95% interval
 CHUNK = 1_024  # lines that --predict labels at once: constant memory, order kept
@@ -66,11 +56,10 @@ def squeeze(texts):
 
 def macro_f1(guesses, y):
     """Return the F1 of guesses (S, N), averaged over the classes that y (N,) has, and over S."""
-    f1 = []
-    for k in y.unique():  # 2 true positives / (guessed + actual), by head, (S,)
-        both = ((guesses == k) & (y == k)).sum(1)
-        f1.append(2 * both / ((guesses == k).sum(1) + (y == k).sum()))
-    return torch.stack(f1).mean().item()
+    classes = y.unique()  # (K,)
+    guessed, actual = guesses[..., None] == classes, y[:, None] == classes  # (S, N, K), (N, K)
+    f1 = 2 * (guessed & actual).sum(1) / (guessed.sum(1) + actual.sum(0))  # (S, K)
+    return f1.mean().item()
 
 
 def evaluate(lang, heads, encoder, embed, info, split="test"):
@@ -101,16 +90,11 @@ def evaluate(lang, heads, encoder, embed, info, split="test"):
     return records
 
 
-def load_head(out, encoder, lang, **flags):
-    """Load the head that `flags` select, named as step 3's: method, arch, via, n, residuals, seed."""
-    return find(out, "head", encoder.digest, **describe(lang, **flags))
-
-
 def load_classifier(out, lang, device="cpu", dtype=None, batch_tokens=None, **flags):
     """Return classifier(texts) -> (labels, probabilities (N, C) of classifier.head["labels"], means over seeds),
-    which several threads may call."""
+    which several threads may call. `flags` select the head: method, arch, via, n, residuals, seed."""
     encoder, _ = load_encoder(out, device, dtype, batch_tokens=batch_tokens)
-    head = load_head(out, encoder, lang, **flags)
+    head = find(out, "head", encoder.digest, lang, **flags)
     lock = threading.Lock()  # tokenizers and A inside change state while they work
 
     def classifier(texts):
@@ -181,9 +165,8 @@ def main():
     order = list(METHODS)
     heads.sort(key=lambda h: (order.index(h["method"]), h["n"] or 0, h["residuals"], h["seed"]))
     if not heads or heads[0]["method"] != "english":
-        command = f"python step3_head.py --out {shlex.quote(args.out)} --lang {args.lang}"
-        command += " --method english"
-        raise UserError(f"{args.out}: no English head; run: {command}")
+        step3 = f"step3_head.py --out {shlex.quote(args.out)} --lang {args.lang} --method english"
+        raise UserError(f"{args.out}: no English head; run: python {step3}")
     say(f"eval | {machine} | head files: {len(heads)}")
     embed = partial(cached, encoder, args.out)
     records = evaluate(args.lang, heads, encoder, embed, info, args.split)

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 
 from common import CLOSED, WORLD, Aligner, Inside, UserError, bar, cached, check_flags, describe
-from common import digest_of, encode, fixed_order, hold_out, load_encoder, load_pairs, load_task
+from common import encode, fixed_order, hold_out, load_encoder, load_pairs, load_task
 from common import make_optimizer, make_parser, path_of, pick_device, run, save, say, shuffled, warn
 
 
@@ -216,8 +216,7 @@ def main():
     fields["n"] = max(counts.values())
     path = path_of(args.out, "align", **fields)
     content = {"lm": encoder.digest, "aligner": aligner.config, "state": aligner.cpu().state_dict()}
-    content |= {"pairs": counts, "texts": digest_of(repr([english, target]).encode())}
-    save(path, "align", **fields, **content, report=rows, gap=gap)
+    save(path, "align", **fields, **content, pairs=counts, report=rows, gap=gap)
     say(f"-> {path}")
 
 

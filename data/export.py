@@ -31,9 +31,9 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from common import ARCHES, METHODS, UserError, build_aligner, check_flags, describe, encode
+from common import ARCHES, METHODS, UserError, build_aligner, check_flags, describe, encode, find
 from common import load_encoder, load_english, load_task, masked_mean, one_line_error, run, say
-from eval import load_head, logits_of
+from eval import logits_of
 
 ROWS = 1_000  # rows that check the folder, at most
 ROUNDING = 0.01  # largest difference between probabilities that counts as rounding
@@ -317,7 +317,7 @@ def main():
     transformers.logging.set_verbosity_error()  # no load report about the unused pooler
     encoder, info = load_encoder(args.out, data=args.data)
     flags = {name: vars(args)[name] for name in describe(args.lang) if name != "lang"}
-    head = load_head(args.out, encoder, args.lang, **flags)
+    head = find(args.out, "head", encoder.digest, args.lang, **flags)
     test = Path(info["data"], info["task"], args.lang, "test.tsv").exists()
     texts = load_task(info, args.lang, "test")[0][:ROWS] if test else load_english(info)[0][:100]
     wanted = logits_of(head, encoder, partial(encode, encoder), texts)  # (S, N, C), before merge
