@@ -17,7 +17,7 @@ import sys
 import unicodedata
 import zipfile
 from functools import partial
-from itertools import pairwise
+from itertools import chain, pairwise
 from pathlib import Path
 
 import numpy as np
@@ -41,18 +41,16 @@ METHODS = {  # what a head is trained on, in the order of eval's table
     "native": "labelled rows in the target language",
 }
 compose = partial(unicodedata.normalize, "NFC")  # how all text is read
-
-
-class UserError(ValueError):
-    """An error the user can fix: one line that says what is wrong, where, and how to fix it."""
-
+HALF_EMOJI = re.compile("[\ud800-\udfff]")  # no text; read_texts: bytes that are not UTF-8
 
 # Several GPUs: torchrun starts WORLD processes, this one is RANK, and rank 0 alone prints and writes
 WORLD = int(os.environ.get("WORLD_SIZE") or 1) if dist.is_torchelastic_launched() else 1
 RANK = int(os.environ["RANK"]) if WORLD > 1 else 0
+bar = partial(tqdm, delay=2, leave=False, disable=True if RANK else None)  # None: not in pipes
 
 
-HALF_EMOJI = re.compile("[\ud800-\udfff]")  # no text; read_texts: bytes that are not UTF-8
+class UserError(ValueError):
+    """An error the user can fix: one line that says what is wrong, where, and how to fix it."""
 
 
 def as_texts(texts):
@@ -100,7 +98,7 @@ class Encoder(nn.Module):
         if max_len <= (special := tokenizer.num_special_tokens_to_add(pair=True)):
             raise UserError(f"max_len={max_len}: no room for text next to {special} special tokens")
         self.lm, self.tokenizer, self.pool, self.max_len = lm, tokenizer, pool, max_len
-        # in a pair 0 and 1, also if the tokenizer's class makes none
+        # token_type_ids of pairs, also if the tokenizer's class makes none
         self.segments = (getattr(lm.config, "type_vocab_size", 0) or 0) > 1 or None
         self.autocast = self.batch_tokens = self.inside = None  # dtype, number, see Inside.on
         self.digest, self.cache = "", {}  # see load_encoder and cached
@@ -176,21 +174,18 @@ def make_optimizer(weights, lr, steps, weight_decay=0.0):
 def encode(encoder, texts, progress="encode"):
     """Texts or (text, text_b) pairs -> (N, D) fp32 on the CPU; under torchrun each rank encodes a share. Raises
     UserError if an embedding is not finite. progress: "" for no bar, no warnings."""
-    texts = as_texts(texts)
     encoder.eval()
-    device, share = encoder.lm.device, range(RANK, len(texts), WORLD)
-    rows = encoder.tokenize([texts[i] for i in share]) if share else []
-    lengths = [len(row["input_ids"]) for row in rows]
+    texts, device = as_texts(texts), encoder.lm.device
+    rows = encoder.tokenize(texts) if texts else []
     if progress:
         check_tokens(encoder, rows)
     budget = encoder.batch_tokens or BATCH_TOKENS.get(device.type, 16_384)
+    parts = list(batches([len(row["input_ids"]) for row in rows], budget))[RANK::WORLD]
     out = torch.zeros(len(texts), encoder.dim, device=device)
-    order, embeddings = [], [out[:0]]
-    parts = list(batches(lengths, budget))
+    embeddings = [out[:0]]
     for index in bar(parts, desc=progress) if progress else parts:
         embeddings.append(encoder(pad([rows[i] for i in index], encoder.tokenizer, device)))
-        order += [share[i] for i in index]
-    out[order] = torch.cat(embeddings)  # copy once: a copy per batch would stall the GPU
+    out[list(chain(*parts))] = torch.cat(embeddings)  # one copy: one per batch would stall the GPU
     if WORLD > 1:
         dist.all_reduce(out)  # the rows of the other ranks are 0 on this one
     out = out.cpu()
@@ -388,7 +383,7 @@ def hold_out(texts):
     distinct, rows = list(dict.fromkeys(first)), range(len(texts))
     if len(distinct) < 10:
         raise UserError(f"{len(distinct)} distinct texts cannot be split; at least 10 are needed")
-    held = {distinct[i] for i in fixed_order(len(distinct))[: max(1, len(distinct) // 10)]}
+    held = {distinct[i] for i in fixed_order(len(distinct))[: len(distinct) // 10]}
     return [i for i in rows if first[i] not in held], [i for i in rows if first[i] in held]
 
 
@@ -585,9 +580,8 @@ def save_encoder(encoder, out, info):
 def load_encoder(out="runs", device="cpu", dtype=None, data=None, batch_tokens=None):
     """Load the frozen Encoder and info (contents of embed.pt) of a run folder; `data` overrides the data root."""
     info, folder = load(Path(out, "embed.pt"), "embed"), Path(out, "encoder")
-    if changed := sorted(name for name, _ in info["files"].items() ^ digests_of(folder).items()):
-        problem = "missing or changed since step 1; restore it, or rerun step 1"
-        raise UserError(f"{folder / changed[0]}: {problem}")
+    if odd := sorted(name for name, _ in info["files"].items() ^ digests_of(folder).items()):
+        raise UserError(f"{folder / odd[0]}: missing or changed since step 1; rerun step 1")
     encoder = load_pretrained(folder, info["pool"], info["max_len"])
     encoder.batch_tokens, encoder.digest = batch_tokens, info["lm"]
     encoder.segments = info.get("segments")  # older run folders were trained without
@@ -619,9 +613,6 @@ def cached(encoder, out, texts):
 
 
 # Command line -----------------------------------------------------------------------------------
-bar = partial(tqdm, delay=2, leave=False, disable=True if RANK else None)  # None: not in pipes
-
-
 def say(*words, **options):
     if RANK == 0:
         print(*words, **options, flush=True)

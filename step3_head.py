@@ -5,7 +5,7 @@
     python step3_head.py --lang ko --method rev          # Rev-LangAlign: A is applied at inference
     python step3_head.py --lang ace --via jv su min ban --arch inside     # with the aligner of others
 
-Baselines (--method): english, centred, translated, mixed, native; --help explains them.
+Other methods (--help) are baselines.
 Reads   <out>/ of step 1, for langalign and rev an aligner of step 2, and <data>/<task>/.
 Writes  <out>/head-<lang>-....pt, and always <out>/head-english.pt, the baseline of eval.py.
 Expect  on the toy data 97% English dev accuracy through A, 99% without."""
