@@ -652,9 +652,6 @@ def make_parser(doc, step):
     if step > 2:
         flag("--via", nargs="+", metavar="LANG", help="languages of the aligner (default: --lang)")
         flag("--residuals", action="store_true", help="add random residuals of the pairs to A(x)")
-    if step == 3:
-        flag("--seeds", type=int, default=5, help="number of heads (default: 5)")
-        flag("--l2", type=float, default=0.05, help="L2 penalty weight (default: 0.05)")
     return p
 
 

@@ -193,7 +193,7 @@ BROKEN = [  # (what is broken, command, what the line says)
     (without_padding, "step1", "--model .*: GPT2Model is .*no padding"),
     (model("T5", d_model=32, num_layers=1), "step1", "--model .*: T5Model is not an encoder"),
     (second_segment, "step1 --task nli", "--model .*: .*; use a hub name"),
-    (drop("runs/head-english.pt"), "eval", "no English head; run: python step3_head.py"),
+    (drop("runs/head-english.pt"), "eval", "no such head file; run: python step3_head.py"),
     (second_language, "step3 --via xx ko --n 30", "run: python step2_align.py .*--lang ko xx"),
     (text, "eval --predict {path}/text --method mixed --n 30", "run: python step3_head.py .*mixed"),
     (text, "eval --predict {path}/text --arch inside --seed 3", "run: python step3_head.py .*rev"),
