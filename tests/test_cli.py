@@ -157,8 +157,8 @@ eval --lang xx                 : xx/test.tsv: no such file; .*without labels use
 step2 --lang ko/               : --lang ko/: expected language codes
 step2 --lang [ko]              : --lang \[ko\]: expected language codes
 step2 --n 9999                 : ko/translated.tsv: only (\d+) distinct pairs; use --n \1 or less
-step2 --n 0                    : --n 0: must be 1 to 2.32
-step3 --seed 5000000000         : --seed 5000000000: must be 0 to 2.32
+step2 --n 0                    : --n 0: must be at least 1
+step3 --seed 5000000000         : --seed 5000000000: must be at least 0, below
 step2 --arch FC                : --arch: invalid choice: 'FC' .*fc.*inside.*; see --help
 step2 --device tpu             : --device tpu is not available
 step3 --residuals --method rev : --residuals with --method langalign
