@@ -660,9 +660,8 @@ def check_flags(args):
     for name, value in vars(args).items():
         low = 0 if name in ("seed", "epochs", "lr", "l2") else 1
         if type(value) in (int, float) and not low <= value < 2**32:
-            raise UserError(
-                f"--{name.replace('_', '-')} {value}: must be at least {low}, below 2^32"
-            )
+            name = name.replace("_", "-")
+            raise UserError(f"--{name} {value}: must be at least {low}, below 2^32")
         if name in ("lang", "via") and value:
             langs = [value] if isinstance(value, str) else value
             codes = {lang for lang in langs if re.fullmatch(r"[\w-]+", lang, re.ASCII)}
