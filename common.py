@@ -41,23 +41,20 @@ METHODS = {  # what a head is trained on, in the order of eval's table
     "native": "labelled rows in the target language",
 }
 compose = partial(unicodedata.normalize, "NFC")  # how all text is read
+HALF_EMOJI = re.compile("[\ud800-\udfff]")  # no text; read_texts: bytes that are not UTF-8
+
+# Several GPUs: torchrun starts WORLD processes, this one is RANK, and rank 0 alone prints and writes
+WORLD = int(os.environ.get("WORLD_SIZE") or 1) if dist.is_torchelastic_launched() else 1
+RANK = int(os.environ["RANK"]) if WORLD > 1 else 0
+bar = partial(tqdm, delay=2, leave=False, disable=True if RANK else None)  # None: not in pipes
 
 
 class UserError(ValueError):
     """An error the user can fix: one line that says what is wrong, where, and how to fix it."""
 
 
-# Several GPUs: torchrun starts WORLD processes, this one is RANK, and rank 0 alone prints and writes
-WORLD = int(os.environ.get("WORLD_SIZE") or 1) if dist.is_torchelastic_launched() else 1
-RANK = int(os.environ["RANK"]) if WORLD > 1 else 0
-
-
-HALF_EMOJI = re.compile("[\ud800-\udfff]")  # no text; read_texts: bytes that are not UTF-8
-
-
 def as_texts(texts):
-    """Return texts or (text, text_b) pairs of any iterable as tuples, in NFC. Raises TypeError naming the first
-    that is missing, empty or of another form."""
+    """Return texts or (text, text_b) pairs as tuples, in NFC. Raises TypeError naming the first that is neither."""
     if isinstance(texts, (str, dict, set)) or hasattr(texts, "columns"):
         raise TypeError(f"expected a list of texts or pairs, got a {type(texts).__name__}")
     tuples = tuple, list, np.ndarray
@@ -97,16 +94,14 @@ class Encoder(nn.Module):
             if name.endswith("position_embeddings") and isinstance(module, nn.Embedding):
                 first = 0 if module.padding_idx is None else module.padding_idx + 1
                 max_len = min(max_len, module.num_embeddings - first)
-        self.lm, self.tokenizer, self.pool = lm, tokenizer, pool
-        self.max_len = min(max_len, tokenizer.model_max_length)
-        if self.max_len <= (special := tokenizer.num_special_tokens_to_add(pair=True)):
-            raise UserError(
-                f"max_len={self.max_len}: no room for text next to {special} special tokens"
-            )
-        # in a pair 0 and 1, also if the tokenizer's class makes none
+        max_len = min(max_len, tokenizer.model_max_length)
+        if max_len <= (special := tokenizer.num_special_tokens_to_add(pair=True)):
+            raise UserError(f"max_len={max_len}: no room for text next to {special} special tokens")
+        self.lm, self.tokenizer, self.pool, self.max_len = lm, tokenizer, pool, max_len
+        # token_type_ids of pairs, also if the tokenizer's class makes none
         self.segments = (getattr(lm.config, "type_vocab_size", 0) or 0) > 1 or None
-        self.autocast, self.batch_tokens, self.digest = None, batch_tokens, digest
-        self.inside = None  # the active Inside, see Inside.on
+        self.batch_tokens, self.digest, self.cache = batch_tokens, digest, {}  # see cached
+        self.autocast, self.inside = None, None  # a dtype, the active Inside (see Inside.on)
         with torch.no_grad():  # D is not always config.hidden_size
             self.dim = self(pad(self.tokenize(["a"]), tokenizer, lm.device)).shape[1]
 
@@ -179,21 +174,18 @@ def make_optimizer(weights, lr, steps, weight_decay=0.0):
 def encode(encoder, texts, progress="encode"):
     """Texts or (text, text_b) pairs -> (N, D) fp32 on the CPU; under torchrun each rank encodes a share. Raises
     UserError if an embedding is not finite. progress: "" for no bar, no warnings."""
-    texts = as_texts(texts)
     encoder.eval()
-    device, share = encoder.lm.device, range(RANK, len(texts), WORLD)
-    rows = encoder.tokenize([texts[i] for i in share]) if share else []
-    lengths = [len(row["input_ids"]) for row in rows]
+    texts, device = as_texts(texts), encoder.lm.device
+    rows = encoder.tokenize(texts) if texts else []
     if progress:
         check_tokens(encoder, rows)
     budget = encoder.batch_tokens or BATCH_TOKENS.get(device.type, 16_384)
+    parts = list(batches([len(row["input_ids"]) for row in rows], budget))[RANK::WORLD]
     out = torch.zeros(len(texts), encoder.dim, device=device)
-    order, embeddings = [], [out[:0]]
-    parts = list(batches(lengths, budget))
+    embeddings = [out[:0]]
     for index in bar(parts, desc=progress) if progress else parts:
         embeddings.append(encoder(pad([rows[i] for i in index], encoder.tokenizer, device)))
-        order += [share[i] for i in index]
-    out[order] = torch.cat(embeddings)  # copy once: a copy per batch would stall the GPU
+    out[list(chain(*parts))] = torch.cat(embeddings)  # one copy: one per batch would stall the GPU
     if WORLD > 1:
         dist.all_reduce(out)  # the rows of the other ranks are 0 on this one
     out = out.cpu()
@@ -225,10 +217,10 @@ class Aligner(nn.Module):
             if arch == "ae":
                 down = np.linspace(dim, width or dim // 2, depth + 1).round().astype(int).tolist()
                 widths = down + down[-2::-1]
-            layers = [
-                (nn.Linear(i, o), nn.ReLU(), nn.Dropout(dropout)) for i, o in pairwise(widths)
-            ]
-            self.f = nn.Sequential(*chain(*layers))[:-2]  # no ReLU or dropout after the last layer
+            layers = []
+            for i, o in pairwise(widths):
+                layers += [nn.Linear(i, o), nn.ReLU(), nn.Dropout(dropout)]
+            self.f = nn.Sequential(*layers[:-2])  # no ReLU or dropout after the last layer
         else:
             self.f = nn.Identity() if arch == "shift" else nn.Linear(dim, dim, bias=False)
         self.mean_x, self.scale_x = nn.Buffer(torch.zeros(dim)), nn.Buffer(torch.ones(dim))
@@ -265,9 +257,8 @@ class Inside(nn.Module):
 
     @contextlib.contextmanager
     def on(self, encoder, merge=True):
-        """Context manager that activates A in `encoder`, for every thread that uses it. merge: add A to the LM's
-        weights until the block ends, as fast as the plain LM, without gradients for A. Raises ValueError if
-        another Inside is active."""
+        """Activate A in `encoder` within a `with` block, for every thread. merge: add A to the LM's weights until the
+        block ends, as fast as the plain LM, without gradients for A. Raises ValueError if another is active."""
         if encoder.inside is not None:
             raise ValueError("another Inside is active in this encoder; leave its `with` block")
 
@@ -392,7 +383,7 @@ def hold_out(texts):
     distinct, rows = list(dict.fromkeys(first)), range(len(texts))
     if len(distinct) < 10:
         raise UserError(f"{len(distinct)} distinct texts cannot be split; at least 10 are needed")
-    held = {distinct[i] for i in fixed_order(len(distinct))[: max(1, len(distinct) // 10)]}
+    held = {distinct[i] for i in fixed_order(len(distinct))[: len(distinct) // 10]}
     return [i for i in rows if first[i] not in held], [i for i in rows if first[i] in held]
 
 
@@ -487,9 +478,9 @@ def path_of(out, kind, lang, via, method, arch, n, residuals, seed):
     return Path(out, "-".join(part for part in parts if part) + ".pt")
 
 
-def find(out, kind, digest, **fields):
+def find(out, kind, digest, lang, **flags):
     """Load the only file with these fields (None fits any) for the LM `digest`, or name the command that makes it."""
-    wanted = {name: value for name, value in fields.items() if value is not None}
+    wanted = {key: value for key, value in describe(lang, **flags).items() if value is not None}
     files = [load(path, kind) | {"path": path} for path in sorted(Path(out).glob(f"{kind}-*.pt"))]
     fits = [file for file in files if wanted.items() <= file.items()]
     current = [file for file in fits if file["lm"] == digest]
@@ -498,16 +489,15 @@ def find(out, kind, digest, **fields):
     names = " ".join(file["path"].name for file in current or fits or files)[:150] or "none"
     if current:
         raise UserError(f"{out}: {len(current)} files match, choose one by --n: {names}")
-    usual, lang = describe(fields["lang"]), fields["lang"].replace("+", " ") or "en"
-    script = "step2_align.py" if kind == "align" else "step3_head.py"
-    command = f"{script} --out {shlex.quote(str(out))} --lang {lang}"
+    usual, lang = describe(wanted["lang"]), wanted["lang"].replace("+", " ") or "en"
+    command = "step2_align.py" if kind == "align" else "step3_head.py"
+    command += f" --out {shlex.quote(str(out))} --lang {lang}"
     for name, value in wanted.items():
         if value != usual[name]:
             value = " ".join(value) if name == "via" else value
             command += f" --{name} {value}".removesuffix(" True")
     problem = "belongs to another LM than encoder/" if fits else f"no such {kind} file"
-    hint = ", pooled ones with --via" if "+" in names else ""
-    raise UserError(f"{out}: {problem}; run: python {command} (found: {names}{hint})")
+    raise UserError(f"{out}: {problem}; run: python {command} (found: {names})")
 
 
 def load_tokenizer(name):
@@ -526,10 +516,8 @@ def load_tokenizer(name):
 def load_pretrained(name, pool="mean", max_len=256, texts=(), **options):
     """Return an Encoder, in fp32, from a hub name or a folder, after a trial on the longest of `texts`."""
     flags = {"dtype": torch.float32, "output_loading_info": True, "trust_remote_code": False}
-    logs = transformers.utils.logging  # its load report and bars are silenced, then set back
-    level, bars = logs.get_verbosity(), logs.is_progress_bar_enabled()
-    logs.set_verbosity_error()
-    logs.disable_progress_bar()
+    level = transformers.logging.get_verbosity()
+    transformers.logging.set_verbosity_error()  # no load report
     try:
         tokenizer = load_tokenizer(name)
         lm, report = transformers.AutoModel.from_pretrained(name, **flags)
@@ -552,15 +540,13 @@ def load_pretrained(name, pool="mean", max_len=256, texts=(), **options):
                 warn(f"embeddings of {kind} depend on padding; use another, or --batch-tokens 1")
             check_tokens(encoder, rows)
         return encoder
+    except UserError:
+        raise
     except Exception as err:  # hub, file and class raise many exception types
-        reason = " ".join(str(err).split())[:150] or type(err).__name__
-        if "sentencepiece" in reason or "tiktoken" in reason:
-            reason = "its tokenizer needs: pip install sentencepiece protobuf"
+        reason = " ".join(str(err).split())[:350] or type(err).__name__
+        raise UserError(f"--model {name}: {reason}; use a hub name or a folder with its files")
     finally:
-        logs.set_verbosity(level)
-        if bars:
-            logs.enable_progress_bar()
-    raise UserError(f"--model {name}: {reason}; use a hub name or a folder such as runs/encoder")
+        transformers.logging.set_verbosity(level)
 
 
 def digests_of(folder):
@@ -594,9 +580,9 @@ def save_encoder(encoder, out, info):
 def load_encoder(out="runs", device="cpu", dtype=None, data=None, batch_tokens=None):
     """Load the frozen Encoder and info (contents of embed.pt) of a run folder; `data` overrides the data root."""
     info, folder = load(Path(out, "embed.pt"), "embed"), Path(out, "encoder")
-    if changed := sorted(name for name, _ in info["files"].items() ^ digests_of(folder).items()):
+    if odd := sorted(name for name, _ in info["files"].items() ^ digests_of(folder).items()):
         problem = "missing or changed since step 1; restore it, or rerun step 1"
-        raise UserError(f"{folder / changed[0]}: {problem}")
+        raise UserError(f"{folder / odd[0]}: {problem}")
     options = {"batch_tokens": batch_tokens, "digest": info["lm"]}
     encoder = load_pretrained(folder, info["pool"], info["max_len"], **options)
     encoder.segments = info.get("segments")  # older run folders were trained without
@@ -606,20 +592,21 @@ def load_encoder(out="runs", device="cpu", dtype=None, data=None, batch_tokens=N
     return encoder.to(device), {**info, "data": data or info["data"]}
 
 
-def cached(encoder, out, texts, progress="encode"):
-    """Return encode(encoder, texts), (N, D), but texts encoded before come from <out>/cache."""
+def cached(encoder, out, texts):
+    """Return encode(encoder, texts), (N, D), but texts encoded before come from <out>/cache. Files are read once."""
     if not encoder.digest:  # not of a run folder
-        return encode(encoder, texts, progress)
+        return encode(encoder, texts)
     name = f"{encoder.digest[:16]}-{str(encoder.lm.dtype).removeprefix('torch.')}"
     if encoder.inside:
         weights = encoder.inside.state_dict().values()
         name += f"-inside-{digest_of(*(w.cpu().numpy().tobytes() for w in weights))[:16]}"
-    folder, rows = Path(out, "cache", name), {}
-    for path in folder.glob("*.pt"):
+    folder = Path(out, "cache", name)
+    rows = encoder.cache.setdefault(folder, {})
+    for path in [] if rows else folder.glob("*.pt"):
         art = load(path, "cache")
         rows.update(zip(art["texts"], art["embeddings"]))
     if new := [text for text in dict.fromkeys(texts) if text not in rows]:
-        embeddings = encode(encoder, new, progress)
+        embeddings = encode(encoder, new)
         path = folder / f"{digest_of(repr(new).encode())[:32]}.pt"  # each file is written once
         save(path, "cache", texts=new, embeddings=embeddings)
         rows.update(zip(new, embeddings))
@@ -627,9 +614,6 @@ def cached(encoder, out, texts, progress="encode"):
 
 
 # Command line -----------------------------------------------------------------------------------
-bar = partial(tqdm, delay=2, leave=False, disable=True if RANK else None)  # None: not in pipes
-
-
 def say(*words, **options):
     if RANK == 0:
         print(*words, **options, flush=True)
@@ -657,30 +641,26 @@ def make_parser(doc, step):
     flag("--batch-tokens", type=int, help=f"tokens per encoding batch (default: {BATCH_TOKENS})")
     if step > 1:
         flag("--data", help="root of the data, if it moved since step 1")
-        lang = {"nargs": "+", "help": "target languages, which share one A"}
-        lang = lang if step == 2 else {"help": "target language, such as ko"}
-        flag("--lang", required=True, **lang)
+        lang = "target languages, which share one A" if step == 2 else "target language, such as ko"
+        flag("--lang", required=True, nargs="+" if step == 2 else None, help=lang)
         arch = "fc, ae: paper; linear, procrustes, shift: closed form; inside: in LM (default: fc)"
         flag("--arch", choices=(*ARCHES, "inside"), default="fc", help=arch)
         flag("--n", type=int, help="pairs per language (default: all; later: the only one found)")
-        methods = METHODS if step > 2 else {name: METHODS[name] for name in ("langalign", "rev")}
-        method = ", ".join(f"{name}: {text}" for name, text in methods.items())
+        methods = METHODS if step > 2 else ("langalign", "rev")
+        method = ", ".join(f"{name}: {METHODS[name]}" for name in methods)
         what = "training data of the head" if step > 2 else "direction of A"
         method = f"{what}. {method} (default: langalign, or rev for inside)"
         flag("--method", choices=methods, help=method)
     if step > 2:
         flag("--via", nargs="+", metavar="LANG", help="languages of the aligner (default: --lang)")
         flag("--residuals", action="store_true", help="add random residuals of the pairs to A(x)")
-    if step == 3:
-        flag("--seeds", type=int, default=5, help="number of heads (default: 5)")
-        flag("--l2", type=float, default=0.05, help="L2 penalty weight (default: 0.05)")
     return p
 
 
 def check_flags(args):
     """Raise UserError if a number or a language of the command line is out of range."""
     for name, value in vars(args).items():
-        low = {"seed": 0, "epochs": 0, "lr": 0, "l2": 0}.get(name, 1)
+        low = 0 if name in ("seed", "epochs", "lr", "l2") else 1
         if type(value) in (int, float) and not low <= value < 2**32:
             name = name.replace("_", "-")
             raise UserError(f"--{name} {value}: must be at least {low}, below 2^32")
@@ -688,8 +668,8 @@ def check_flags(args):
             langs = [value] if isinstance(value, str) else value
             codes = {lang for lang in langs if re.fullmatch(r"[\w-]+", lang, re.ASCII)}
             if len(codes) < len(langs):
-                langs = " ".join(langs)
-                raise UserError(f"--{name} {langs}: expected language codes such as ko, each once")
+                expected = "expected language codes such as ko, each once"
+                raise UserError(f"--{name} {' '.join(langs)}: {expected}")
 
 
 def pick_device(args):
@@ -709,9 +689,9 @@ def pick_device(args):
         native = torch.cuda.is_bf16_supported(including_emulation=False)
     amp = args.amp or ("bf16" if native else "fp16" if device.type == "cuda" else "off")
     dtype = {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16}[amp]
-    precision = "fp32" if amp == "off" else amp
     name = f"{device} x {WORLD}" if WORLD > 1 else device
-    return device, dtype, f"{name}, {precision} ({'' if native else 'no '}native bf16)"
+    name = f"{name}, {amp.replace('off', 'fp32')} ({'' if native else 'no '}native bf16)"
+    return device, dtype, name
 
 
 def run(main):

@@ -9,7 +9,6 @@ Writes  <out>/results-<lang>.json, the table as a list of objects. --predict wri
 Expect  on toy Korean english 57%, langalign fc +23 points, with residuals +28 (last digits differ by CPU)."""
 
 import json
-import shlex
 import sys
 import threading
 from functools import partial
@@ -20,18 +19,8 @@ import numpy as np
 import torch
 
 from common import METHODS, PAIRS, ROWS, WORLD, UserError, as_texts, build_aligner, cached
-from common import (
-    check_flags,
-    describe,
-    encode,
-    find,
-    load,
-    load_encoder,
-    load_task,
-    logits,
-    make_parser,
-)
-from common import pick_device, read_texts, read_tsv, run, say, warn, write_atomic
+from common import check_flags, describe, encode, find, load, load_encoder, load_task, logits
+from common import make_parser, pick_device, read_texts, read_tsv, run, say, warn, write_atomic
 
 BOOTSTRAP = 10_000  # resamples behind a 95% interval
 CHUNK = 1_024  # lines that --predict labels at once: constant memory, order kept
@@ -66,11 +55,10 @@ def squeeze(texts):
 
 def macro_f1(guesses, y):
     """Return the F1 of guesses (S, N), averaged over the classes that y (N,) has, and over S."""
-    f1 = []
-    for k in y.unique():  # 2 true positives / (guessed + actual), by head, (S,)
-        both = ((guesses == k) & (y == k)).sum(1)
-        f1.append(2 * both / ((guesses == k).sum(1) + (y == k).sum()))
-    return torch.stack(f1).mean().item()
+    classes = y.unique()  # (K,)
+    guessed, actual = guesses[..., None] == classes, y[:, None] == classes  # (S, N, K), (N, K)
+    f1 = 2 * (guessed & actual).sum(1) / (guessed.sum(1) + actual.sum(0))  # (S, K)
+    return f1.mean().item()
 
 
 def evaluate(lang, heads, encoder, embed, info, split="test"):
@@ -86,16 +74,16 @@ def evaluate(lang, heads, encoder, embed, info, split="test"):
     majority = (y.bincount().max() / len(y)).item()
     shared = {"lang": lang, "split": split, "rows": len(y), "leaks": leaks, "majority": majority}
     premises = np.unique([text[0] for text in texts], return_inverse=True)[1]  # (N,)
-    guesses = [logits_of(head, encoder, embed, texts).argmax(2) for head in heads]
-    hits = [(guess == y).double() for guess in guesses]
-    records = []
-    for head, guess, hit in zip(heads, guesses, hits):  # (S, N)
-        gains = (hit.mean(0) - hits[0].mean(0)).numpy()  # (N,)
-        std = hit.mean(1).std(correction=0).item()
+    records, english = [], None
+    for head in heads:
+        guesses = logits_of(head, encoder, embed, texts).argmax(2)  # (S, N)
+        hits = (guesses == y).double()
+        english = hits.mean(0) if english is None else english  # (N,)
+        gains, std = (hits.mean(0) - english).numpy(), hits.mean(1).std(correction=0).item()
         record = {field: head[field] for field in describe(lang)} | shared
-        record |= {"heads": len(hit), "accuracy": hit.mean().item(), "accuracy_std": std}
-        record["macro_f1"] = macro_f1(guess, y)
-        records.append(record | {"gain": gains.mean(), "interval": bootstrap(gains, premises)})
+        record |= {"heads": len(hits), "accuracy": hits.mean().item(), "accuracy_std": std}
+        record |= {"macro_f1": macro_f1(guesses, y), "gain": gains.mean()}
+        records.append(record | {"interval": bootstrap(gains, premises)})
     if min(record["accuracy"] for record in records) < majority - 0.15:
         warn("a head is far below the majority class; do the labels mean the same as in English?")
     return records
@@ -103,12 +91,12 @@ def evaluate(lang, heads, encoder, embed, info, split="test"):
 
 def load_head(out, encoder, lang, **flags):
     """Load the head that `flags` select, named as step 3's: method, arch, via, n, residuals, seed."""
-    return find(out, "head", encoder.digest, **describe(lang, **flags))
+    return find(out, "head", encoder.digest, lang, **flags)
 
 
 def load_classifier(out, lang, device="cpu", dtype=None, batch_tokens=None, **flags):
     """Return classifier(texts) -> (labels, probabilities (N, C) of classifier.head["labels"], means over seeds),
-    which several threads may call."""
+    which several threads may call. flags: as for load_head."""
     encoder, _ = load_encoder(out, device, dtype, batch_tokens=batch_tokens)
     head = load_head(out, encoder, lang, **flags)
     lock = threading.Lock()  # tokenizers and A inside change state while they work
@@ -177,13 +165,11 @@ def main():
         warn("heads of another LM or task are ignored; rerun step 3")
     if len({head["l2"] for head in heads}) > 1:
         warn("the heads differ in --l2; rerun step 3 so that gains can be compared")
-    heads = [head for head in heads if head["lang"] == args.lang or head["method"] == "english"]
+    heads = [head for head in heads if head["lang"] in (args.lang, "")]  # "": the English head
     order = list(METHODS)
     heads.sort(key=lambda h: (order.index(h["method"]), h["n"] or 0, h["residuals"], h["seed"]))
     if not heads or heads[0]["method"] != "english":
-        command = f"python step3_head.py --out {shlex.quote(args.out)} --lang {args.lang}"
-        command += " --method english"
-        raise UserError(f"{args.out}: no English head; run: {command}")
+        find(args.out, "head", encoder.digest, args.lang, method="english")  # raises: run step 3
     say(f"eval | {machine} | head files: {len(heads)}")
     embed = partial(cached, encoder, args.out)
     records = evaluate(args.lang, heads, encoder, embed, info, args.split)

@@ -30,8 +30,7 @@ def tune(encoder, texts, y, dev_texts, dev_y, epochs=3, lr=5e-5, batch=32, seed=
     encoder.lm.get_input_embeddings().requires_grad_(False)  # English moves only its own tokens
     head = nn.Linear(encoder.dim, int(y.max()) + 1)
     model = nn.Sequential(encoder, nn.Dropout(dropout), head).to(encoder.lm.device)
-    steps = epochs * math.ceil(len(y) / batch)
-    optimizer, schedule = make_optimizer(model.parameters(), lr, steps)
+    optimizer, schedule = make_optimizer(model.parameters(), lr, epochs * math.ceil(len(y) / batch))
     scaler = torch.amp.GradScaler(encoder.lm.device.type, enabled=encoder.autocast == torch.float16)
     generator, rows = torch.Generator().manual_seed(seed), encoder.tokenize(texts)
     model = nn.parallel.DistributedDataParallel(model) if WORLD > 1 else model
@@ -42,8 +41,7 @@ def tune(encoder, texts, y, dev_texts, dev_y, epochs=3, lr=5e-5, batch=32, seed=
         encoder.eval()  # no dropout inside the LM: faster, and no worse on dev
         losses = []
         for i, inputs in shuffled(encoder, rows, batch, generator, f"epoch {epoch}/{epochs}"):
-            logits = model(inputs)  # (B, C)
-            loss = nn.functional.cross_entropy(logits, y[i].to(logits.device))
+            loss = nn.functional.cross_entropy(model(inputs), y[i].to(encoder.lm.device))
             optimizer.zero_grad()
             scaler.scale(loss).backward()
             scaler.unscale_(optimizer)
@@ -67,8 +65,7 @@ def tune(encoder, texts, y, dev_texts, dev_y, epochs=3, lr=5e-5, batch=32, seed=
 def main():
     p = make_parser(__doc__, step=1)
     flag = p.add_argument
-    model = "data/toy/encoder"
-    flag("--model", default=model, help=f"hub name or folder (default: {model})")
+    flag("--model", default="data/toy/encoder", help="hub name or folder (default: %(default)s)")
     flag("--data", default="data/toy", help="root of <task>/<lang>/*.tsv (default: data/toy)")
     flag("--task", default="sentiment", help="folder below --data (default: sentiment)")
     flag("--pool", choices=("mean", "cls"), default="mean", help="mean over tokens or first token")

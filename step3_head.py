@@ -75,7 +75,10 @@ def save_heads(out, fields, heads, dev_x, dev_y, rows, **more):
 
 def main():
     p = make_parser(__doc__, step=3)
-    p.add_argument("--unlabelled", metavar="FILE", help="for centred: target texts, one per line")
+    flag = p.add_argument
+    flag("--unlabelled", metavar="FILE", help="for centred: target texts, one per line")
+    flag("--seeds", type=int, default=5, help="number of heads (default: 5)")
+    flag("--l2", type=float, default=0.05, help="L2 penalty weight (default: 0.05)")
     args = p.parse_args()
     check_flags(args)
     options = args.method, args.arch, args.via, args.n, args.residuals, args.seed

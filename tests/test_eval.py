@@ -107,7 +107,7 @@ def test_heads_of_another_lm_are_ignored(world, folder, capsys):
     make_encoder(folder / "other", seed=1)
     where = "--data", world.data, "--task", "reviews", "--out", folder
     main("step1_embed.py", "--model", folder / "other", *where, "--epochs", 0)
-    with pytest.raises(UserError, match="no English head; run: python step3_head.py"):
+    with pytest.raises(UserError, match="belongs to another LM.*; run: python step3_head.py"):
         main("eval.py", "--lang", "ko", "--out", folder)
     assert "heads of another LM or task are ignored" in capsys.readouterr().err
     main("step3_head.py", "--lang", "ko", "--method", "english", "--out", folder)

@@ -20,8 +20,8 @@ from conftest import ROOT, few_steps, main, make_encoder
 spec = importlib.util.spec_from_file_location("export", ROOT / "data/export.py")
 export = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(export)
-from common import UserError, encode, load_encoder, load_task
-from eval import classify, load_head, logits_of
+from common import UserError, encode, find, load_encoder, load_task
+from eval import classify, logits_of
 
 KO = "--lang", "ko"
 README = (ROOT / "data/README.md").read_text(encoding="utf-8")
@@ -76,7 +76,7 @@ def test_every_head_round_trips(heads, tmp_path, kind, capsys):
     texts, _ = load_task(load_encoder(heads)[1], "ko", "test")
     labels, _ = classify(heads, texts, "ko", **kind)
     encoder, _ = load_encoder(heads)
-    head = load_head(heads, encoder, "ko", **kind)
+    head = find(heads, "head", encoder.digest, "ko", **kind)
     wanted = logits_of(head, encoder, partial(encode, encoder), texts).mean(0).softmax(1)
     # the folder's tokenizer composes text, as the product does
     found = export.Shipped(folder).label([(unicodedata.normalize("NFD", t),) for (t,) in texts])

@@ -221,7 +221,8 @@ def test_padding_and_batches_change_nothing(runs, pool):
 
 @pytest.mark.parametrize("kind", ["xlm-roberta", "bert"])  # bert: with token types
 def test_pairs_are_one_sequence(tmp_path, kind):
-    encoder = load_pretrained(make_encoder(tmp_path, kind), batch_tokens=40)
+    encoder = load_pretrained(make_encoder(tmp_path, kind))
+    encoder.batch_tokens = 40
     pairs = list(pairwise(TEXTS))
     assert torch.allclose(encode(encoder, pairs), one_by_one(tmp_path, pairs), atol=1e-5)
     assert not torch.allclose(encode(encoder, pairs), encode(encoder, [p[::-1] for p in pairs]))
