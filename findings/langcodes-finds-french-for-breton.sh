@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # langcodes finds French for Breton in NLLB's languages, but nothing for Korean.
 # Expected: closest_supported_match(language, codes) returns the language's own code, or None if the model lacks it.
-# Seen: a distance below 25 is a match, so Breton becomes French, West Frisian Dutch, and Twi becomes Akan although
+# Seen: a distance of up to 25 is a match, so Breton becomes French, West Frisian Dutch, and Twi becomes Akan although
 # NLLB has Twi. Korean, Pashto and Quechua become None: NLLB's kor_Hang is not the Kore script, and pbt and quy are
 # not known as their members.
 # Affects: data/translate.py, which finds the model's code of --lang. find_code compares names only, and its table
