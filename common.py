@@ -9,6 +9,7 @@ import argparse
 import contextlib
 import hashlib
 import io
+import json
 import os
 import re
 import shlex
@@ -68,13 +69,24 @@ def as_texts(texts):
 
 
 def as_labels(y, rows, classes=None):
-    """Return labels y as a tensor (rows,) int64. Raises ValueError unless they are 0 to classes - 1."""
+    """Return labels y as a tensor (rows,) int64; strings become 0, 1, ... in alphabetical order. Raises ValueError
+    unless they are 0 to classes - 1."""
     y = np.asarray(y)
     classes = classes or len(np.unique(y))
+    if y.dtype.kind in "UO" and y.ndim == 1 and len(names := sorted({*map(str, y)})) == classes:
+        y = np.searchsorted(names, y.astype(str))
     if y.shape != (rows,) or y.dtype.kind not in "biu" or not 0 <= y.min() <= y.max() < classes:
-        what = f"{rows} integers from 0 to {classes - 1}, one per text"
+        what = f"{rows} integers from 0 to {classes - 1}, or {classes} different strings"
         raise ValueError(f"labels {y.ravel()[:3].tolist()}... of shape {y.shape}: expected {what}")
     return torch.as_tensor(y).long()
+
+
+def as_rows(x, dim=None):
+    """Return embeddings, a tensor or an array (N, D), in fp32. Raises ValueError for another shape, or D not `dim`."""
+    x = torch.as_tensor(x).detach().float()
+    if x.dim() != 2 or x.shape[1] != (dim or x.shape[1]):
+        raise ValueError(f"embeddings of shape {tuple(x.shape)}; expected (N, {dim or 'D'})")
+    return x
 
 
 # e(.): the multilingual encoder -----------------------------------------------------------------
@@ -233,7 +245,8 @@ class Aligner(nn.Module):
     def map(self, x):
         """Apply A to x (N, D) in blocks, without dropout or gradients; the result is on the CPU."""
         self.eval()
-        return torch.cat([self(block.to(self.mean_x)).cpu() for block in x.split(8_192)])
+        blocks = as_rows(x, len(self.mean_x)).split(8_192)
+        return torch.cat([self(block.to(self.mean_x)).cpu() for block in blocks])
 
 
 class Inside(nn.Module):
@@ -291,6 +304,7 @@ def build_aligner(art, lm):
 
 def logits(heads, x):
     """Return the logits (S, N, C) of S linear heads for embeddings x (N, D)."""
+    x = as_rows(x, len(heads["mean"]))
     return (x - heads["mean"]) / heads["scale"] @ heads["weight"].mT + heads["bias"]
 
 
@@ -315,7 +329,8 @@ def read_texts(lines, file, width):
     for number, line in enumerate(lines, 1):
         if HALF_EMOJI.search(line):
             raise UserError(f"{file}:{number}: not UTF-8; save the file as UTF-8")
-        if number == 1 and re.match(r'\s*[{\[]\s*["{]|["\w]+([,;]["\w]+)+$|text(\ttext_b)?$', line):
+        odd = r'\s*[{\[]\s*(["{]|$)|["\w]+([,;]["\w]+)+$|text(\ttext_b)?$'
+        if number == 1 and re.match(odd, line):
             warn(f"{file}:1: looks like JSON or a header; each line is labelled as plain text")
         text = tuple(compose(line).rstrip("\n").split("\t"))
         if len(text) != width or not all(part.strip() for part in text):
@@ -513,6 +528,21 @@ def load_tokenizer(name):
     return tokenizer
 
 
+def check_modules(name, pool):
+    """Warn of what a sentence-transformers folder declares and this encoder leaves out."""
+    find_file = partial(cached_file, name, _raise_exceptions_for_missing_entries=False)
+    file = find_file("modules.json")
+    for module in json.loads(Path(file).read_text("utf-8")) if file else ():
+        kind = module["type"].rsplit(".", 1)[-1]
+        if kind == "Pooling" and (config := find_file(f"{module['path']}/config.json")):
+            modes = r'pooling_mode_(\w+?)(?:_tokens?)?": true|pooling_mode": "(\w+)"'
+            declared = [a or b for a, b in re.findall(modes, Path(config).read_text("utf-8"))]
+            if declared and pool not in declared:
+                warn(f"{name} was trained with {declared[0]} pooling, not --pool {pool}")
+        elif kind not in ("Transformer", "Normalize"):
+            warn(f"{name}: its module {kind} is left out")
+
+
 def load_pretrained(name, pool="mean", max_len=256, texts=(), **options):
     """Return an Encoder, in fp32, from a hub name or a folder, after a trial on the longest of `texts`."""
     flags = {"dtype": torch.float32, "output_loading_info": True, "trust_remote_code": False}
@@ -523,12 +553,13 @@ def load_pretrained(name, pool="mean", max_len=256, texts=(), **options):
         lm, report = transformers.AutoModel.from_pretrained(name, **flags)
         lm.pooler = None  # BERT's own, unused here
         kind = type(lm).__name__
-        if lm.config.is_encoder_decoder or tokenizer.pad_token_id is None:
+        if hasattr(lm, "decoder") or lm.config.is_encoder_decoder or tokenizer.pad_token_id is None:
             raise ValueError(f"{kind} is not an encoder, or its tokenizer has no padding token")
         if lost := [key for key in report["missing_keys"] if "pooler" not in key]:
             raise ValueError(f"the files lack {len(lost)} weights of {kind}, such as {lost[0]}")
         encoder = Encoder(lm, tokenizer, pool, max_len, **options)
         if texts:
+            check_modules(name, pool)
             rows = encoder.tokenize(texts)
             order = sorted(range(len(rows)), key=lambda i: len(rows[i]["input_ids"]))
             trial = [texts[order[0]], texts[order[-1]]]  # the shortest and the longest
@@ -565,6 +596,8 @@ def save_encoder(encoder, out, info):
         try:
             encoder.tokenizer.save_pretrained(fresh)
             encoder.lm.save_pretrained(fresh)
+            for path in fresh.glob("*.safetensors"):  # safetensors 0.8 lets only the owner read
+                path.chmod(Path(fresh, "config.json").stat().st_mode)
         except Exception as err:  # on a full disk each library raises its own exception type
             raise UserError(f"{fresh}: {err}; make room or choose another --out")
         info = info | {name: getattr(encoder, name) for name in ("pool", "max_len", "segments")}

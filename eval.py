@@ -68,12 +68,22 @@ def evaluate(lang, heads, encoder, embed, info, split="test"):
     for name in f"{lang}/train.tsv", f"{lang}/translated.tsv", "en/train.tsv":
         path = Path(info["data"], info["task"], name)
         rows = read_tsv(path, *ROWS, *PAIRS) if path.exists() else []
+        if rows and path.name == "translated.tsv":
+            spaced = [row[-width:] for row in rows[:: -(-len(rows) // 500)]]
+            x, z = embed(texts), embed(spaced)  # (N, D), at most (500, D)
+            gap = (x.mean(0) - z.mean(0)).norm() / z.var(0).sum().sqrt()
+            if gap > 0.2 + len(x) ** -0.5 + len(z) ** -0.5:  # own pairs: at most 0.21, see RESULTS
+                warn(
+                    f"the {split} texts are {gap:.1f} standard deviations from the translations; "
+                    "are they in another language, or from another domain?"
+                )
         seen |= {squeeze(side) for row in rows for side in (row[1 : 1 + width], row[-width:])}
     if leaks := sum(squeeze(text) in seen for text in texts):
         warn(f"{leaks} of the {lang} {split} rows ({leaks / len(y):.1%}) are also training rows")
     majority = (y.bincount().max() / len(y)).item()
     shared = {"lang": lang, "split": split, "rows": len(y), "leaks": leaks, "majority": majority}
-    premises = np.unique([text[0] for text in texts], return_inverse=True)[1]  # (N,)
+    number = {text: i for i, text in enumerate(sorted({text[0] for text in texts}))}
+    premises = np.array([number[text[0]] for text in texts])  # (N,)
     records, english = [], None
     for head in heads:
         guesses = logits_of(head, encoder, embed, texts).argmax(2)  # (S, N)

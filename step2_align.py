@@ -12,18 +12,31 @@ Expect  no warning; on the toy data R^2 0.82 and P@1 36% (identity: 0%) for Kore
 import copy
 import math
 from collections import Counter
+from itertools import chain
+from statistics import median
 
 import torch
 import torch.nn.functional as F
 
-from common import CLOSED, WORLD, Aligner, Inside, UserError, bar, cached, check_flags, describe
+from common import (
+    CLOSED,
+    WORLD,
+    Aligner,
+    Inside,
+    UserError,
+    as_rows,
+    bar,
+    cached,
+    check_flags,
+    describe,
+)
 from common import digest_of, encode, fixed_order, hold_out, load_encoder, load_pairs, load_task
 from common import make_optimizer, make_parser, path_of, pick_device, run, save, say, shuffled, warn
 
 
 def as_pairs(x, y, held_x, held_y):
     """Return embeddings, tensors or arrays (N, D), as fp32 tensors; raises ValueError if they do not match."""
-    parts = [torch.as_tensor(part).detach().float() for part in (x, y, held_x, held_y)]
+    parts = [as_rows(part) for part in (x, y, held_x, held_y)]
     shapes = [tuple(part.shape) for part in parts]
     if len(x) < 2 or len(held_x) < 1 or shapes[0] != shapes[1] or shapes[2] != shapes[3]:
         raise ValueError(f"x and y (at least 2 rows) must match, and held_x and held_y: {shapes}")
@@ -66,7 +79,7 @@ def fit(aligner, x, y, held_x, held_y, epochs=30, lr=1e-3, batch=128, weight_dec
 def solve(arch, x, y, held_x, held_y, ridges=(1e-3, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)):
     """Return the Aligner A(x) = (x - mean_x) W + mean_y of the pairs x, y (N, D), in closed form, on the CPU.
     shift       W = I: the difference of the means
-    procrustes  W orthogonal, from the SVD of X^T Y (Schonemann 1966)
+    procrustes  W orthogonal, from the SVD of X^T Y (Schonemann 1966), nearest the identity where pairs are few
     linear      W = I + (X^T X + r I)^-1 X^T (Y - X), ridge toward the identity: directions without data stay;
                 r is the multiple (from `ridges`) of X^T X's mean eigenvalue with the lowest held-out MSE"""
     if arch not in CLOSED:
@@ -76,7 +89,8 @@ def solve(arch, x, y, held_x, held_y, ridges=(1e-3, 0.01, 0.03, 0.1, 0.3, 1.0, 3
     aligner.mean_x, aligner.mean_y = x.mean(0), y.mean(0)
     X, Y = (x - x.mean(0)).double(), (y - y.mean(0)).double()
     if arch == "procrustes":
-        u, _, vt = torch.linalg.svd(X.T @ Y)
+        product = X.T @ Y
+        u, _, vt = torch.linalg.svd(product + 1e-6 * product.norm() * torch.eye(len(product)))
         aligner.f.weight.data = (u @ vt).T.float().contiguous()
     if arch == "linear":
         values, V = torch.linalg.eigh(X.T @ X)  # X^T X = V diag(values) V^T
@@ -95,8 +109,10 @@ def solve(arch, x, y, held_x, held_y, ridges=(1e-3, 0.01, 0.03, 0.1, 0.3, 1.0, 3
 def fit_inside(inside, encoder, texts, y, held, held_y, epochs=None, lr=3e-3, batch=32, seed=0):
     """Minimise Eq. 1 reversed, |e_A(T(d)) - e(d)|^2: e_A is the frozen encoder with A active, `texts` are T(d),
     y = e(d) (N, D). Default: at least 4 epochs and 180 steps. Keeps the last epoch, returns the held-out MSEs."""
-    if not 1 < len(texts) == len(y):
-        raise ValueError(f"{len(texts)} texts, y has {len(y)} rows; they must match (at least 2)")
+    y, held_y = as_rows(y, encoder.dim), as_rows(held_y, encoder.dim)
+    sizes = len(texts), len(y), len(held), len(held_y)
+    if not (1 < sizes[0] == sizes[1] and 0 < sizes[2] == sizes[3]):
+        raise ValueError(f"texts and y (at least 2), held and held_y must match: {sizes} rows")
     encoder.eval()  # no dropout in the LM
     model = inside.to(encoder.lm.device)
     model = torch.nn.parallel.DistributedDataParallel(model) if WORLD > 1 else model
@@ -121,16 +137,32 @@ def fit_inside(inside, encoder, texts, y, held, held_y, epochs=None, lr=3e-3, ba
 
 
 # Report -----------------------------------------------------------------------------------------
+def doubts_of(sources, translations):
+    """Return warnings about translations that are copied, the same, of odd length, or that begin or end alike
+    although their sources do not, as with an LLM's preamble."""
+    pairs = dict(zip(sources, translations))
+    text, count = Counter(pairs.values()).most_common(1)[0]
+    ratio = median(len(b) / len(a) for a, b in pairs.items())
+    odd = [b for a, b in pairs.items() if not 1 / 3 < (len(b) + 20) / (ratio * len(a) + 20) < 3]
+    counts = {
+        "repeat their source": sum(a.casefold() in b.casefold() for a, b in pairs.items()),
+        f"are the same, {text[:50]!r}": count,
+        f"are three times too long or short, such as {' '.join(odd)[:50]!r}": len(odd),
+    }
+    alike = Counter(edge for a in pairs for edge in {a[:8], a[-8:]}).most_common(1)[0][1]
+    for place, part in {"begin": slice(8), "end": slice(-8, None)}.items():
+        edge, count = Counter(b[part] for b in set(pairs.values())).most_common(1)[0]
+        if count > max(0.2 * len(pairs), 2 * alike):  # natural texts: at most 8%
+            counts[f"{place} with {edge!r}"] = count
+    many = max(2, 0.02 * len(pairs))  # fewer are normal
+    return [f"{n} of {len(pairs)} translations {words}" for words, n in counts.items() if n > many]
+
+
 def check_pairs(english, target, x, y, task_x):
     """Warn of unusable pairs, from their texts and embeddings (n, D). Returns the domain gap: the distance between
     the means of x and of the task's English, task_x (M, D), in the task's total standard deviations."""
-    text, count = Counter(target).most_common(1)[0]
-    if count > max(2, len(target) / 100):
-        counts = f"{count} rows have the same translation, {text[0][:30]!r}"
-        warn(f"{counts}; only {len(set(target))} are distinct")
-    same = sum(source == translation for source, translation in zip(english, target))
-    if same > len(target) / 10:
-        warn(f"{same} of {len(target)} translations are identical to the English")
+    for doubt in doubts_of(chain(*english), chain(*target)):
+        warn(f"{doubt}; translate these rows again, or leave them out")
     spread = task_x.var(0).sum().sqrt()  # total standard deviation
     gap, gap_y = ((t.mean(0) - task_x.mean(0)).norm().div(spread).item() for t in (x, y))
     say(f"domain gap between the pairs' English and the task's: {gap:.2f} standard deviations")
@@ -168,8 +200,11 @@ def report(predicted, x, y, mean, langs):
     a = rows["A"]
     if a["r2"] < 0.05:
         warn("A is no better than the mean; too few pairs, columns misaligned, or did A collapse?")
-    if a["p1"] < min(0.5, max(0.02, 2 / len(y))):  # near chance
-        warn(f"P@1 is {a['p1']:.1%}; too few pairs, or is translated.tsv shifted by a row?")
+    p1 = max(a["p1"], rows["identity"]["p1"])
+    if p1 < min(0.5, max(0.02, 2 / len(y))):  # near chance
+        warn(f"P@1 is {p1:.1%} at best; too few pairs, or is translated.tsv shifted by a row?")
+    if len(y) < 10:
+        warn(f"{len(y)} held-out pairs are too few to judge A")
     if a["cosine"] <= rows["identity"]["cosine"]:
         warn("A is no better than identity; use more pairs, or another --arch")
     return rows

@@ -16,7 +16,7 @@ from functools import partial
 import torch
 import torch.nn.functional as F
 
-from common import UserError, as_labels, bar, build_aligner, cached, check_flags, describe
+from common import UserError, as_labels, as_rows, bar, build_aligner, cached, check_flags, describe
 from common import digest_of, find, load_encoder, load_english, load_pairs, load_task
 from common import load_translated, logits, make_parser, path_of, pick_device, read_lines
 from common import read_texts, run, save, say, warn
@@ -26,7 +26,8 @@ def train_heads(x, y, classes, residuals=None, seeds=range(5), l2=0.05, lr=1e-3,
     """Train S linear heads at once, one per seed: cross-entropy + l2 |w|^2 on embeddings x (N, D), labels y (N,),
     for at least ten epochs and `steps` steps (our choice). residuals (M, D): one is added to each row of x, drawn
     again every epoch. Returns weight (S, C, D), bias (S, 1, C), mean (D,) and scale (D,) for common.logits."""
-    x = torch.as_tensor(x).detach().float()
+    x = as_rows(x)
+    residuals = None if residuals is None else as_rows(residuals, x.shape[1])
     y = as_labels(y, len(x), classes)
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
     spread = x.var(0) if residuals is None else x.var(0) + residuals.var(0).to(x.device)

@@ -58,7 +58,8 @@ class Language:
         self.test_texts, self.test_y = load_task(info, lang, "test")
         self.own_dev_texts, self.own_dev_y = load_task(info, lang, "dev")
         self.test_x, self.own_dev_x = self.cache(self.test_texts), self.cache(self.own_dev_texts)
-        self.premises = np.unique([text[0] for text in self.test_texts], return_inverse=True)[1]
+        number = {text: i for i, text in enumerate(sorted({t[0] for t in self.test_texts}))}
+        self.premises = np.array([number[text[0]] for text in self.test_texts])
         self.english = self.heads(self.x, self.y)
 
     def heads(self, x, y, residuals=None, **options):

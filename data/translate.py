@@ -20,9 +20,7 @@ import re
 import sys
 import unicodedata
 import warnings
-from collections import Counter
 from pathlib import Path
-from statistics import median
 
 import numpy as np
 import torch
@@ -33,6 +31,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from common import PAIRS, ROWS, UserError, bar, batches, check_flags, digest_of, fixed_order
 from common import load_tokenizer, pick_device, read_lines, read_tsv, run, say, warn, write_atomic
+from step2_align import doubts_of
 
 DEFAULT_N = 20_000  # rows, in the middle of the paper's 5K to 50K: a day of a CPU, or a bill
 BATCH_TOKENS = {"cpu": 1_024, "cuda": 8_192, "mps": 2_048}  # small: each beam has its own logits
@@ -207,29 +206,6 @@ def write_target(path, header, table, force):
     if not set(old.split(b"\n")) <= set(content.split(b"\n")):
         raise UserError(f"{path} has other rows than these; move it away, or add --force")
     write_atomic(path, content)
-
-
-def doubts_of(sources, translations):
-    """Return warnings about translations that are copied, the same, of odd length, or that begin or
-    end alike although their sources do not, as with an LLM's preamble."""
-    pairs = dict(zip(sources, translations))
-    text, count = Counter(pairs.values()).most_common(1)[0]
-    ratio = median(len(b) / len(a) for a, b in pairs.items())
-    odd = [b for a, b in pairs.items() if not 1 / 3 < (len(b) + 20) / (ratio * len(a) + 20) < 3]
-    counts = {
-        "repeat their source": sum(a.casefold() in b.casefold() for a, b in pairs.items()),
-        f"are the same, {text[:50]!r}": count,
-        f"are three times too long or short, such as {' '.join(odd)[:50]!r}": len(odd),
-    }
-    source_of = {b: a for a, b in pairs.items()}
-    for place, part in {"begin": slice(8), "end": slice(-8, None)}.items():
-        edge, count = Counter(b[part] for b in source_of).most_common(1)[0]
-        group = [a for b, a in source_of.items() if b[part] == edge]
-        alike = Counter(side for a in group for side in {a[:8], a[-8:]}).most_common(1)[0][1]
-        if count > 0.2 * len(pairs) and alike < count / 2:  # natural texts: at most 8%
-            counts[f"{place} with {edge!r}"] = count
-    many = max(2, 0.02 * len(pairs))  # fewer are normal
-    return [f"{n} of {len(pairs)} translations {words}" for words, n in counts.items() if n > many]
 
 
 # The three jobs

@@ -1,5 +1,6 @@
 """Read text, models and run folders as people bring them, or refuse them in one line that says where."""
 
+import json
 import re
 import shutil
 import unicodedata
@@ -14,7 +15,7 @@ from tokenizers import processors
 
 import common
 from common import PAIRS, ROWS, Inside, cached, UserError, describe_task, encode, fixed_order
-from common import hold_out, load, load_encoder, load_english, load_task
+from common import hold_out, load, load_encoder, load_english, load_pretrained, load_task
 from common import load_translated, read_tsv, save
 
 TEXTS = [(" ".join(WORDS[:k]),) for k in (3, 11, 5, 1, 7)]
@@ -327,3 +328,34 @@ def test_a_broken_model_is_refused_before_training(world, tmp_path, fault, words
     where = "--data", world.data, "--task", "nli", "--out", tmp_path / "runs"
     refused(lambda: main("step1_embed.py", "--model", model, *where), words)
     assert not (tmp_path / "runs").exists()
+
+
+def test_what_a_folder_declares_and_we_leave_out_is_named(world, tmp_path, capsys):
+    """sentence-transformers 5 and 6 write the mode in two ways. Others may read the weights of encoder/."""
+    model = shutil.copytree(world.encoder, tmp_path / "model")
+    kinds = {"": "Transformer", "1_Pooling": "Pooling", "2_Dense": "Dense", "3": "Normalize"}
+    modules = [{"path": path, "type": f"st.models.{kind}"} for path, kind in kinds.items()]
+    (model / "modules.json").write_text(json.dumps(modules))
+    (model / "1_Pooling").mkdir()
+    for config in {"pooling_mode": "cls"}, {"pooling_mode_cls_token": True, "other": False}:
+        (model / "1_Pooling/config.json").write_text(json.dumps(config))
+        for pool in "mean", "cls":
+            load_pretrained(model, pool, texts=TEXTS)
+            err = capsys.readouterr().err
+            assert ("with cls pooling, not --pool mean" in err) == (pool == "mean")
+            assert "module Dense is left out" in err and "Normalize" not in err
+    main(
+        "step1_embed.py",
+        "--model",
+        model,
+        "--data",
+        world.data,
+        "--task",
+        "reviews",
+        "--epochs",
+        0,
+        "--out",
+        tmp_path,
+    )
+    modes = {path.stat().st_mode for path in (tmp_path / "encoder").iterdir()}
+    assert len(modes) == 1

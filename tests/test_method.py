@@ -124,12 +124,14 @@ def test_closed_forms_recover_a_planted_map(arch):
     assert arch == "shift" or torch.allclose(aligner.f.weight.T, W, atol=0.05)
 
 
-def test_linear_leaves_directions_without_pairs_unchanged():
-    """Three pairs span two of eight directions. Along the other six W is the identity, not zero."""
+@pytest.mark.parametrize("arch", ["linear", "procrustes"])
+def test_directions_without_pairs_are_unchanged(arch):
+    """Three pairs span two of eight directions. Along those that neither side has, W is the identity."""
     x, y, _ = planted("linear")
-    W = solve("linear", x[:3], y[:3], x[-100:], y[-100:]).f.weight.T
-    unseen = torch.linalg.svd(x[:3] - x[:3].mean(0)).Vh[2:]  # (6, 8)
-    assert torch.allclose(unseen @ W, unseen, atol=1e-4)
+    W = solve(arch, x[:3], y[:3], x[-100:], y[-100:]).f.weight.T
+    both = torch.cat([x[:3] - x[:3].mean(0), y[:3] - y[:3].mean(0)])
+    unseen = torch.linalg.svd(both).Vh[4:]  # (4, 8)
+    assert torch.allclose(unseen @ W, unseen, atol=1e-3)
     assert not torch.allclose(W, torch.eye(8), atol=0.01)
 
 
@@ -379,15 +381,20 @@ def test_what_a_notebook_may_give(encoder):
     assert fit_inside(inside, encoder, texts, z, texts, z, epochs=0) == []
     wrong = [lambda: fit(aligner, x, x[1:], x, x), lambda: fit(aligner, x, x, x, x[:1])]
     wrong += [lambda: solve("linear", x, x[1:], x, x), lambda: train_heads(x, y + 1, 2)]
-    for labels in y.double(), y[:, None], y[1:], ["a", "b"] * 15, y.int().numpy() - 1:
+    for labels in y.double(), y[:, None], y[1:], ["a", "b", "c"] * 10, y.int().numpy() - 1:
         wrong.append(partial(train_heads, x, labels, 2))
     wrong.append(partial(tune, encoder, texts, [0, 1, 2], texts, [0]))
     wrong.append(partial(fit_inside, inside, encoder, texts[:1], z, [], z))
+    wrong += [lambda: fit_inside(inside, encoder, texts, z, texts, z[:2]), lambda: aligner.map(z)]
+    wrong.append(lambda: train_heads(x, y, 2, residuals=x[:, 1:]))
     for call in wrong:
-        with pytest.raises(ValueError, match="match|labels"):
+        with pytest.raises(ValueError, match="match|labels|embeddings of shape"):
             call()
+    heads = train_heads(x, ["good", "bad"] * 15, 2, residuals=x.detach().numpy(), steps=1)
+    assert same(heads, train_heads(x, 1 - y, 2, residuals=x, steps=1))  # in alphabetical order
     arrays = [part.detach().double().numpy() for part in (x, x + 1, x, x + 1)]
-    assert torch.allclose(solve("shift", *arrays).map(x), x.float() + 1, atol=1e-5)
+    assert torch.allclose(solve("shift", *arrays).map(arrays[0]), x.float() + 1, atol=1e-5)
+    assert torch.equal(logits(heads, arrays[0]), logits(heads, x.float()))
 
 
 def test_p1_of_many_rows_counts_all_languages():

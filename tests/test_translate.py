@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers.models.nllb.tokenization_nllb import FAIRSEQ_LANGUAGE_CODES as NLLB
 
+import step2_align
 from common import UserError, fixed_order
 from data import translate
 
@@ -208,7 +209,7 @@ def test_doubts(data, capsys):
     assert "20 of 20 translations are the same, '#NAME?'" in err and out.count("\n    -> ") == 3
     sources = [text for (text,) in english(data, 60)]
     right = [cipher(text) for text in sources]
-    assert not translate.doubts_of(sources, right)
+    assert not step2_align.doubts_of(sources, right)
     wrong = {
         "9 of 60 .* repeat": [text.upper() for text in sources[:9]] + right[9:],
         "60 of 60 .* begin with '물론입니다. 번'": [f"물론입니다. 번역: {text}" for text in right],
@@ -216,5 +217,5 @@ def test_doubts(data, capsys):
         "3 of 60 .* three times too long": [text * 9 for text in right[:3]] + right[3:],
     }
     for match, texts in wrong.items():
-        [doubt] = translate.doubts_of(sources, texts)
+        [doubt] = step2_align.doubts_of(sources, texts)
         assert re.search(match, doubt)
