@@ -107,6 +107,8 @@ def write_folder(folder, encoder, layers, head, dtype):
         write_json(folder / f"{i}_Dense/config.json", config)
         tensors = {"linear.weight": weight, "linear.bias": bias}
         save_file(tensors, folder / f"{i}_Dense/model.safetensors", {"format": "pt"})
+    for path in folder.rglob("*.safetensors"):  # safetensors 0.8 lets only the owner read
+        path.chmod((folder / "config.json").stat().st_mode)
 
     kinds = ["Transformer", "Pooling", *["Dense"] * len(layers)]
     files["modules.json"] = [
