@@ -4,7 +4,7 @@
 # Seen: a single padded position changes every result. CANINE's convolutions over 4 characters (down and up again) know
 # no mask, so the padding enters the vectors next to it, and attention spreads it over the text.
 # Affects: --model in step 1, as CANINE is a multilingual encoder. common.load_pretrained refuses it, since it has no
-# table of word embeddings. Encoders that are accepted give the same embeddings with and without padding.
+# table of word embeddings, and warns of other encoders whose embeddings of two texts depend on their batch.
 # Versions: transformers 5.24.0, torch 2.13.0. Date: 2026-11-29.
 set -euo pipefail
 work=$(mktemp -d)
