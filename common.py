@@ -37,12 +37,12 @@ METHODS = {  # what a head is trained on, in the order of eval's table
     "centred": "English moved onto the mean of --unlabelled target text",
     "langalign": "English through A",
     "rev": "English, and A maps target text at inference",
-    "mixed": "translations, and English rows without one",
+    "mixed": "translations, and the English rows that have none",
     "translated": "translations with their labels",
     "native": "labelled rows in the target language",
 }
 compose = partial(unicodedata.normalize, "NFC")  # how all text is read
-HALF_EMOJI = re.compile("[\ud800-\udfff]")  # no text; read_texts: bytes that are not UTF-8
+SURROGATE = re.compile("[\ud800-\udfff]")  # half a character; read_texts has them for bad bytes
 
 # Several GPUs: torchrun starts WORLD processes, this one is RANK, and rank 0 alone prints and writes
 WORLD = int(os.environ.get("WORLD_SIZE") or 1) if dist.is_torchelastic_launched() else 1
@@ -62,8 +62,8 @@ def as_texts(texts):
     texts = [tuple(text) if isinstance(text, tuples) else (text,) for text in texts]
     for number, text in enumerate(texts):
         whole = all(isinstance(part, str) and part.strip() for part in text)
-        if not whole or not len(text) == len(texts[0]) <= 2 or HALF_EMOJI.search("".join(text)):
-            expected = "texts or (text, text_b), none missing, empty or with half an emoji"
+        if not whole or not len(text) == len(texts[0]) <= 2 or SURROGATE.search("".join(text)):
+            expected = "texts or (text, text_b), none missing, empty or with a lone surrogate"
             raise TypeError(f"texts[{number}] is {text!a:.60}; expected a list of {expected}")
     return [tuple(map(compose, text)) for text in texts]
 
@@ -327,7 +327,7 @@ def read_lines(path):
 def read_texts(lines, file, width):
     """Yield the text, or pair of texts, of each line; raises UserError naming a malformed line."""
     for number, line in enumerate(lines, 1):
-        if HALF_EMOJI.search(line):
+        if SURROGATE.search(line):
             raise UserError(f"{file}:{number}: not UTF-8; save the file as UTF-8")
         odd = r'\s*[{\[]\s*(["{]|$)|["\w]+([,;]["\w]+)+$|text(\ttext_b)?$'
         if number == 1 and re.match(odd, line):
@@ -402,16 +402,16 @@ def hold_out(texts):
     return [i for i in rows if first[i] not in held], [i for i in rows if first[i] in held]
 
 
-def load_translated(info, lang, n=None, labelled=False, seed=0):
-    """Load n distinct pairs of <lang>/translated.tsv (default: all), the first n of a fixed shuffle (`seed`
-    selects another) -> (English texts d_en, translations T(d_en), y (n,) if `labelled`)."""
+def load_translated(info, lang, n=None, labelled=False):
+    """Load n distinct pairs of <lang>/translated.tsv (default: all), the first n of a fixed shuffle -> (English
+    texts d_en, translations T(d_en), y (n,) if `labelled`)."""
     path = Path(info["data"], info["task"], lang, "translated.tsv")
     rows = read_tsv(path, *PAIRS, labels=info["labels"] if labelled else None)
     distinct = {row[1:]: row for row in reversed(rows)}  # of equal pairs the first counts
     rows = [row for row in rows if distinct[row[1:]] is row]
     if n is not None and n > len(rows):
         raise UserError(f"{path}: only {len(rows)} distinct pairs; use --n {len(rows)} or less")
-    rows = [rows[i] for i in fixed_order(len(rows), seed)[:n]]
+    rows = [rows[i] for i in fixed_order(len(rows))[:n]]
     y = torch.tensor([info["labels"].index(row[0]) for row in rows]) if labelled else None
     half = 1 + len(rows[0]) // 2  # row = label, English columns, translated columns
     return [row[1:half] for row in rows], [row[half:] for row in rows], y
@@ -512,7 +512,8 @@ def find(out, kind, digest, lang, **flags):
             value = " ".join(value) if name == "via" else value
             command += f" --{name} {value}".removesuffix(" True")
     problem = "belongs to another LM than encoder/" if fits else f"no such {kind} file"
-    raise UserError(f"{out}: {problem}; run: python {command} (found: {names})")
+    hint = ", pooled ones with --via" if "+" in names else ""
+    raise UserError(f"{out}: {problem}; run: python {command} (found: {names}{hint})")
 
 
 def load_tokenizer(name):
@@ -667,22 +668,22 @@ def make_parser(doc, step):
     p = argparse.ArgumentParser(description=doc, formatter_class=raw, allow_abbrev=False)
     p.error, flag = one_line_error, p.add_argument
     flag("--out", default="runs", help="run folder, for one LM and one task (default: runs)")
-    flag("--seed", type=int, default=0, help="random seed, names the aligner or head (default: 0)")
+    flag("--seed", type=int, default=0, help="random seed, the same in all steps (default: 0)")
     flag("--device", help="cuda, cuda:1, mps or cpu (default: first accelerator, else cpu)")
     amp = "precision of the LM (default: bf16 if native, else fp16 on CUDA, else off: fp32)"
     flag("--amp", choices=("off", "bf16", "fp16"), help=amp)
-    flag("--batch-tokens", type=int, help=f"tokens per encoding batch (default: {BATCH_TOKENS})")
+    flag("--batch-tokens", type=int, help="tokens per encoding batch (default: 1,024 on a CPU)")
     if step > 1:
         flag("--data", help="root of the data, if it moved since step 1")
         lang = "target languages, which share one A" if step == 2 else "target language, such as ko"
         flag("--lang", required=True, nargs="+" if step == 2 else None, help=lang)
         arch = "fc, ae: paper; linear, procrustes, shift: closed form; inside: in LM (default: fc)"
         flag("--arch", choices=(*ARCHES, "inside"), default="fc", help=arch)
-        flag("--n", type=int, help="pairs per language (default: all; later: the only one found)")
-        methods = METHODS if step > 2 else ("langalign", "rev")
-        method = ", ".join(f"{name}: {METHODS[name]}" for name in methods)
-        what = "training data of the head" if step > 2 else "direction of A"
-        method = f"{what}. {method} (default: langalign, or rev for inside)"
+        flag("--n", type=int, help="pairs per language (default: all; after step 2: any)")
+        directions = {"langalign": "A maps English", "rev": "A maps target text"}
+        methods = METHODS if step > 2 else directions
+        method = ", ".join(f"{name}: {text}" for name, text in methods.items())
+        method += " (default: langalign, or rev for inside)"
         flag("--method", choices=methods, help=method)
     if step > 2:
         flag("--via", nargs="+", metavar="LANG", help="languages of the aligner (default: --lang)")

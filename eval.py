@@ -28,7 +28,7 @@ CHUNK = 1_024  # lines that --predict labels at once: constant memory, order kep
 
 @torch.no_grad()
 def logits_of(head, encoder, embed, texts):
-    """Return the logits (S, N, C) of a head (from load_head). embed(texts) -> (N, D) must embed with `encoder`.
+    """Return the logits (S, N, C) of a head (from load_head). embed(texts) -> (N, D) must use this `encoder`.
     Only Rev-LangAlign needs A at inference: after e(.), or inside the LM (paper, Rev-LangAlign)."""
     if head["method"] != "rev":
         return logits(head["heads"], embed(texts))
@@ -114,7 +114,7 @@ def load_classifier(out, lang, device="cpu", dtype=None, batch_tokens=None, **fl
     def classifier(texts):
         """Return (labels, probabilities (N, C)) of texts or pairs."""
         texts = as_texts(texts)
-        if any(len(text) != (2 if head["two_texts"] else 1) for text in texts):
+        if texts and len(texts[0]) != (2 if head["two_texts"] else 1):
             raise ValueError(f"this head labels {'pairs' if head['two_texts'] else 'single texts'}")
         with lock:
             rows = logits_of(head, encoder, partial(encode, encoder), texts).softmax(2).mean(0)

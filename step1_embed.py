@@ -13,6 +13,7 @@ import math
 import tempfile
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -25,10 +26,10 @@ def tune(encoder, texts, y, dev_texts, dev_y, epochs=3, lr=5e-5, batch=32, seed=
     """Fine-tune e(.) with a linear classifier on top, labels y (N,) (paper, Step 1). Keeps the best dev epoch,
     discards the classifier, returns loss and dev accuracy per epoch. Word embeddings stay frozen (our choice)."""
     torch.manual_seed(seed)
-    y = as_labels(y, len(texts))
-    dev_y = as_labels(dev_y, len(dev_texts), int(y.max()) + 1)
+    classes = len(np.unique(np.concatenate([y, dev_y])))
+    y, dev_y = as_labels(y, len(texts), classes), as_labels(dev_y, len(dev_texts), classes)
     encoder.lm.get_input_embeddings().requires_grad_(False)  # English moves only its own tokens
-    head = nn.Linear(encoder.dim, int(y.max()) + 1)
+    head = nn.Linear(encoder.dim, classes)
     model = nn.Sequential(encoder, nn.Dropout(dropout), head).to(encoder.lm.device)
     optimizer, schedule = make_optimizer(model.parameters(), lr, epochs * math.ceil(len(y) / batch))
     scaler = torch.amp.GradScaler(encoder.lm.device.type, enabled=encoder.autocast == torch.float16)

@@ -18,20 +18,10 @@ from statistics import median
 import torch
 import torch.nn.functional as F
 
-from common import (
-    CLOSED,
-    WORLD,
-    Aligner,
-    Inside,
-    UserError,
-    as_rows,
-    bar,
-    cached,
-    check_flags,
-    describe,
-)
-from common import digest_of, encode, fixed_order, hold_out, load_encoder, load_pairs, load_task
-from common import make_optimizer, make_parser, path_of, pick_device, run, save, say, shuffled, warn
+from common import CLOSED, WORLD, Aligner, Inside, UserError, as_rows, bar, cached, check_flags
+from common import describe, digest_of, encode, fixed_order, hold_out, load_encoder, load_pairs
+from common import load_task, make_optimizer, make_parser, path_of, pick_device, run, save, say
+from common import shuffled, warn
 
 
 def as_pairs(x, y, held_x, held_y):
@@ -46,8 +36,9 @@ def as_pairs(x, y, held_x, held_y):
 # The paper: FC or AE, trained by Eq. 1 ----------------------------------------------------------
 @torch.random.fork_rng()  # dropout draws from the global generator: leave it as it was
 def fit(aligner, x, y, held_x, held_y, epochs=30, lr=1e-3, batch=128, weight_decay=1.0, seed=0):
-    """Minimise Eq. 1, the squared error between A(x) and y, in place: x = e(d_en), y = e(T(d_en)), both (N, D).
-    Swap x and y for Rev-LangAlign. Keeps the best held-out epoch, returns the held-out MSE per epoch."""
+    """Train `aligner` in place to minimise Eq. 1, the squared error between A(x) and y: x = e(d_en), y = e(T(d_en)),
+    both (N, D); swap them for Rev-LangAlign. Keeps the best held-out epoch, returns the held-out MSE per epoch.
+    seed: of the batches and dropout. A's first weights are drawn when it is made."""
     torch.manual_seed(seed)
     x, y, held_x, held_y = as_pairs(x, y, held_x, held_y)
     x, y = x.to(aligner.mean_x), y.to(aligner.mean_x)  # device
@@ -79,8 +70,8 @@ def fit(aligner, x, y, held_x, held_y, epochs=30, lr=1e-3, batch=128, weight_dec
 def solve(arch, x, y, held_x, held_y, ridges=(1e-3, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)):
     """Return the Aligner A(x) = (x - mean_x) W + mean_y of the pairs x, y (N, D), in closed form, on the CPU.
     shift       W = I: the difference of the means
-    procrustes  W orthogonal, from the SVD of X^T Y (Schonemann 1966), nearest the identity where pairs are few
-    linear      W = I + (X^T X + r I)^-1 X^T (Y - X), ridge toward the identity: directions without data stay;
+    procrustes  W orthogonal, from the SVD of X^T Y (Schonemann 1966), the nearest to I if pairs leave W open
+    linear      W = I + (X^T X + r I)^-1 X^T (Y - X), ridge toward I: directions without data stay as they are;
                 r is the multiple (from `ridges`) of X^T X's mean eigenvalue with the lowest held-out MSE"""
     if arch not in CLOSED:
         raise ValueError(f"arch {arch!r} is none of {', '.join(CLOSED)}")
@@ -159,7 +150,7 @@ def doubts_of(sources, translations):
 
 
 def check_pairs(english, target, x, y, task_x):
-    """Warn of unusable pairs, from their texts and embeddings (n, D). Returns the domain gap: the distance between
+    """Warn of unusable pairs, from their texts and embeddings (n, D). Print the domain gap: the distance between
     the means of x and of the task's English, task_x (M, D), in the task's total standard deviations."""
     for doubt in doubts_of(chain(*english), chain(*target)):
         warn(f"{doubt}; translate these rows again, or leave them out")
@@ -171,7 +162,6 @@ def check_pairs(english, target, x, y, task_x):
         warn("the pairs are far from the task's text; expect no gain; --arch inside may even hurt")
     if gap_y < 0.8 * gap:
         warn("the translations are nearer to the task's text; are the columns swapped?")
-    return gap
 
 
 def measure(predicted, y, mean, most=2_000):
@@ -226,7 +216,7 @@ def main():
     task = [task[i] for i in fixed_order(len(task))[:2_000]]
     x, y = cached(encoder, args.out, [*english, *target]).split(len(english))
     task_x = cached(encoder, args.out, task)  # apart: pairs of texts, or single ones
-    gap = check_pairs(english, target, x, y, task_x)
+    check_pairs(english, target, x, y, task_x)
 
     if fields["method"] == "rev":
         x, y = y, x
@@ -252,7 +242,7 @@ def main():
     path = path_of(args.out, "align", **fields)
     content = {"lm": encoder.digest, "aligner": aligner.config, "state": aligner.cpu().state_dict()}
     content |= {"pairs": counts, "texts": digest_of(repr([english, target]).encode())}
-    save(path, "align", **fields, **content, report=rows, gap=gap)
+    save(path, "align", **fields, **content, report=rows)
     say(f"-> {path}")
 
 
