@@ -70,10 +70,11 @@ def as_texts(texts):
 
 def as_labels(y, rows, classes=None):
     """Return labels y as a tensor (rows,) int64; strings become 0, 1, ... in alphabetical order. Raises ValueError
-    unless they are 0 to classes - 1."""
+    for other numbers than 0 to classes - 1, or a missing label."""
     y = np.asarray(y)
-    classes = classes or len(np.unique(y))
-    if y.dtype.kind in "UO" and y.ndim == 1 and len(names := sorted({*map(str, y)})) == classes:
+    names = sorted({str(label) for label in y.ravel()}) if y.dtype.kind in "UO" else []
+    classes = classes or len(names or np.unique(y))
+    if y.ndim == 1 and len(names) == classes and not {"", "nan", "None"} & {*names}:
         y = np.searchsorted(names, y.astype(str))
     if y.shape != (rows,) or y.dtype.kind not in "biu" or not 0 <= y.min() <= y.max() < classes:
         what = f"{rows} integers from 0 to {classes - 1}, or {classes} different strings"
@@ -82,10 +83,13 @@ def as_labels(y, rows, classes=None):
 
 
 def as_rows(x, dim=None):
-    """Return embeddings, a tensor or an array (N, D), in fp32. Raises ValueError for another shape, or D not `dim`."""
-    x = torch.as_tensor(x).detach().float()
+    """Return embeddings, a tensor or an array (N, D), in fp32. Raises ValueError for another shape, D not `dim`, or
+    a row that is not finite."""
+    foreign, x = not torch.is_tensor(x), torch.as_tensor(x).detach().float()
     if x.dim() != 2 or x.shape[1] != (dim or x.shape[1]):
         raise ValueError(f"embeddings of shape {tuple(x.shape)}; expected (N, {dim or 'D'})")
+    if foreign and len(bad := x.isfinite().all(1).logical_not().nonzero()):  # encode checks its own
+        raise ValueError(f"embeddings[{bad[0].item()}] is not finite")
     return x
 
 
@@ -102,6 +106,9 @@ class Encoder(nn.Module):
 
     def __init__(self, lm, tokenizer, pool="mean", max_len=256, batch_tokens=None, digest=""):
         super().__init__()
+        if pool not in ("mean", "cls"):
+            raise ValueError(f"pool {pool!r} is neither 'mean' nor 'cls'")
+        max_len = min(max_len, getattr(lm.config, "max_position_embeddings", None) or max_len)
         for name, module in lm.named_modules():  # RoBERTa's positions start after the padding id
             if name.endswith("position_embeddings") and isinstance(module, nn.Embedding):
                 first = 0 if module.padding_idx is None else module.padding_idx + 1
@@ -111,7 +118,8 @@ class Encoder(nn.Module):
             raise UserError(f"max_len={max_len}: no room for text next to {special} special tokens")
         self.lm, self.tokenizer, self.pool, self.max_len = lm, tokenizer, pool, max_len
         # token_type_ids of pairs, also if the tokenizer's class makes none
-        self.segments = (getattr(lm.config, "type_vocab_size", 0) or 0) > 1 or None
+        types = getattr(lm.config, "type_vocab_size", None) or 0  # XLNet has no number
+        self.segments = types > 1 or lm.config.model_type == "xlnet" or None
         self.batch_tokens, self.digest, self.cache = batch_tokens, digest, {}  # see cached
         self.autocast, self.inside = None, None  # a dtype, the active Inside (see Inside.on)
         with torch.no_grad():  # D is not always config.hidden_size
@@ -536,10 +544,12 @@ def check_modules(name, pool):
     for module in json.loads(Path(file).read_text("utf-8")) if file else ():
         kind = module["type"].rsplit(".", 1)[-1]
         if kind == "Pooling" and (config := find_file(f"{module['path']}/config.json")):
-            modes = r'pooling_mode_(\w+?)(?:_tokens?)?": true|pooling_mode": "(\w+)"'
-            declared = [a or b for a, b in re.findall(modes, Path(config).read_text("utf-8"))]
-            if declared and pool not in declared:
-                warn(f"{name} was trained with {declared[0]} pooling, not --pool {pool}")
+            config = json.loads(Path(config).read_text("utf-8"))
+            modes = [key for key, value in config.items() if value is True and "_mode_" in key]
+            modes = {re.sub("pooling_mode_|_tokens?$", "", mode) for mode in modes}
+            modes |= {*np.atleast_1d(config.get("pooling_mode", [])).tolist()}
+            if modes and modes != {pool}:
+                warn(f"{name} was trained with {'+'.join(modes)} pooling, not --pool {pool}")
         elif kind not in ("Transformer", "Normalize"):
             warn(f"{name}: its module {kind} is left out")
 
@@ -558,6 +568,8 @@ def load_pretrained(name, pool="mean", max_len=256, texts=(), **options):
             raise ValueError(f"{kind} is not an encoder, or its tokenizer has no padding token")
         if lost := [key for key in report["missing_keys"] if "pooler" not in key]:
             raise ValueError(f"the files lack {len(lost)} weights of {kind}, such as {lost[0]}")
+        if any("lora_" in key for key in report["unexpected_keys"]):
+            raise ValueError("it holds an adapter; merge it into the LM first")
         encoder = Encoder(lm, tokenizer, pool, max_len, **options)
         if texts:
             check_modules(name, pool)

@@ -9,6 +9,7 @@ Writes  <out>/results-<lang>.json, the table as a list of objects. --predict wri
 Expect  on toy Korean english 57%, langalign fc +23 points, with residuals +28 (last digits differ by CPU)."""
 
 import json
+import math
 import sys
 import threading
 from functools import partial
@@ -19,8 +20,10 @@ import numpy as np
 import torch
 
 from common import METHODS, PAIRS, ROWS, WORLD, UserError, as_texts, build_aligner, cached
-from common import check_flags, describe, encode, find, load, load_encoder, load_task, logits
-from common import make_parser, pick_device, read_texts, read_tsv, run, say, warn, write_atomic
+from common import check_flags, describe, digest_of, encode, find, load, load_encoder, load_task
+from common import logits, make_parser, path_of, pick_device, read_texts, read_tsv, run, say, warn
+from common import write_atomic
+
 
 BOOTSTRAP = 10_000  # resamples behind a 95% interval
 CHUNK = 1_024  # lines that --predict labels at once: constant memory, order kept
@@ -61,30 +64,44 @@ def macro_f1(guesses, y):
     return f1.mean().item()
 
 
-def evaluate(lang, heads, encoder, embed, info, split="test"):
-    """Return one record per head on a split of `lang`. Gains are over heads[0], which must be the English head."""
-    texts, y = load_task(info, lang, split)
+def check_texts(lang, split, texts, embed, info):
+    """Warn of rows of a split that are training rows (return their number), or far from the translations."""
     width, seen = len(texts[0]), set()  # seen: all texts of the training files
     for name in f"{lang}/train.tsv", f"{lang}/translated.tsv", "en/train.tsv":
         path = Path(info["data"], info["task"], name)
         rows = read_tsv(path, *ROWS, *PAIRS) if path.exists() else []
-        if rows and path.name == "translated.tsv":
-            spaced = [row[-width:] for row in rows[:: -(-len(rows) // 500)]]
-            x, z = embed(texts), embed(spaced)  # (N, D), at most (500, D)
-            gap = (x.mean(0) - z.mean(0)).norm() / z.var(0).sum().sqrt()
-            if gap > 0.2 + len(x) ** -0.5 + len(z) ** -0.5:  # own pairs: at most 0.21, see RESULTS
-                warn(
-                    f"the {split} texts are {gap:.1f} standard deviations from the translations; "
-                    "are they in another language, or from another domain?"
-                )
         seen |= {squeeze(side) for row in rows for side in (row[1 : 1 + width], row[-width:])}
+        if rows and path.name == "translated.tsv":
+            spaced = rows[:: math.ceil(len(rows) / 500)]
+            x, y = embed(texts), embed([row[-width:] for row in spaced])  # (N, D), (500, D)
+            gap = (x.mean(0) - y.mean(0)).norm() / y.var(0).sum().sqrt()
+            if gap > 0.2 + len(x) ** -0.5 + len(y) ** -0.5:  # data/RESULTS.md, Signs of trouble
+                place = f"{split} texts are {gap:.1f} standard deviations from the translations"
+                warn(f"the {place}; another language or domain?")
     if leaks := sum(squeeze(text) in seen for text in texts):
-        warn(f"{leaks} of the {lang} {split} rows ({leaks / len(y):.1%}) are also training rows")
+        warn(
+            f"{leaks} of the {lang} {split} rows ({leaks / len(texts):.1%}) are also training rows"
+        )
+    return leaks
+
+
+def swapped(guesses, y):
+    """Return whether guesses (S, N) would fit y (N,) much better with the labels in another order."""
+    C = 1 + int(max(y.max(), guesses.max()))
+    counts = torch.bincount((C * y + guesses).flatten(), minlength=C * C).view(C, C)
+    better = (counts.max(1).values.sum() - counts.trace()) / counts.sum()
+    return len(counts.argmax(1).unique()) == C and better > 0.15 + len(y) ** -0.5
+
+
+def evaluate(lang, heads, encoder, embed, info, split="test"):
+    """Return one record per head on a split of `lang`. Gains are over heads[0], which must be the English head."""
+    texts, y = load_task(info, lang, split)
+    leaks = check_texts(lang, split, texts, embed, info)
     majority = (y.bincount().max() / len(y)).item()
     shared = {"lang": lang, "split": split, "rows": len(y), "leaks": leaks, "majority": majority}
     number = {text: i for i, text in enumerate(sorted({text[0] for text in texts}))}
     premises = np.array([number[text[0]] for text in texts])  # (N,)
-    records, english = [], None
+    records, english, odd = [], None, False
     for head in heads:
         guesses = logits_of(head, encoder, embed, texts).argmax(2)  # (S, N)
         hits = (guesses == y).double()
@@ -93,15 +110,32 @@ def evaluate(lang, heads, encoder, embed, info, split="test"):
         record = {field: head[field] for field in describe(lang)} | shared
         record |= {"heads": len(hits), "accuracy": hits.mean().item(), "accuracy_std": std}
         record |= {"macro_f1": macro_f1(guesses, y), "gain": gains.mean()}
+        record["weights"], odd = digest_of_weights(head), odd or swapped(guesses, y)
         records.append(record | {"interval": bootstrap(gains, premises)})
-    if min(record["accuracy"] for record in records) < majority - 0.15:
-        warn("a head is far below the majority class; do the labels mean the same as in English?")
+    if odd:
+        warn("a head fits swapped labels better; do the labels mean the same as in English?")
     return records
+
+
+def digest_of_weights(head):
+    """Return a digest of a head's weights and its A, by which data/export.py finds its results."""
+    tensors = [*head["heads"].values(), *head.get("state", {}).values()]
+    return digest_of(*(tensor.cpu().numpy().tobytes() for tensor in tensors))
+
+
+def check_head(out, head):
+    """Warn if step 2 was repeated with other pairs since step 3 trained a head."""
+    fields = {name: head[name] for name in describe("")} | {"residuals": False}
+    path = path_of(out, "align", **fields | {"lang": "+".join(head["via"] or ())})
+    if head["via"] and path.exists() and load(path, "align")["texts"] != head.get("texts"):
+        warn(f"{path.name} has other pairs than {head['path'].name} was trained with; rerun step 3")
 
 
 def load_head(out, encoder, lang, **flags):
     """Load the head that `flags` select, named as step 3's: method, arch, via, n, residuals, seed."""
-    return find(out, "head", encoder.digest, lang, **flags)
+    head = find(out, "head", encoder.digest, lang, **flags)
+    check_head(out, head)
+    return head
 
 
 def load_classifier(out, lang, device="cpu", dtype=None, batch_tokens=None, **flags):
@@ -169,13 +203,16 @@ def main():
             return predict(source, args.predict, classifier, args)
 
     encoder, info = load_encoder(args.out, device, dtype, args.data, args.batch_tokens)
-    found = [load(path, "head") for path in sorted(Path(args.out).glob("head-*.pt"))]
+    paths = sorted(Path(args.out).glob("head-*.pt"))
+    found = [load(path, "head") | {"path": path} for path in paths]
     heads = [head for head in found if head["lm"] == encoder.digest]
     if len(heads) < len(found):
         warn("heads of another LM or task are ignored; rerun step 3")
-    if len({head["l2"] for head in heads}) > 1:
-        warn("the heads differ in --l2; rerun step 3 so that gains can be compared")
+    if len({(head["l2"], head.get("english")) for head in heads}) > 1:
+        warn("heads have other English rows or --l2; rerun step 3 so that gains can be compared")
     heads = [head for head in heads if head["lang"] in (args.lang, "")]  # "": the English head
+    for head in heads:
+        check_head(args.out, head)
     order = list(METHODS)
     heads.sort(key=lambda h: (order.index(h["method"]), h["n"] or 0, h["residuals"], h["seed"]))
     if not heads or heads[0]["method"] != "english":

@@ -22,14 +22,15 @@ from common import load_pretrained, make_optimizer, make_parser, pick_device, ru
 from common import shuffled, warn
 
 
+@torch.random.fork_rng()
 def tune(encoder, texts, y, dev_texts, dev_y, epochs=3, lr=5e-5, batch=32, seed=0, dropout=0.1):
     """Fine-tune e(.) with a linear classifier on top, labels y (N,) (paper, Step 1). Keeps the best dev epoch,
     discards the classifier, returns loss and dev accuracy per epoch. Word embeddings stay frozen (our choice)."""
     torch.manual_seed(seed)
-    classes = len(np.unique(np.concatenate([y, dev_y])))
-    y, dev_y = as_labels(y, len(texts), classes), as_labels(dev_y, len(dev_texts), classes)
+    sizes = [len(texts), len(dev_texts)]  # together, so that strings mean the same in both
+    y, dev_y = as_labels(np.concatenate([y, dev_y]), sum(sizes)).split(sizes)
     encoder.lm.get_input_embeddings().requires_grad_(False)  # English moves only its own tokens
-    head = nn.Linear(encoder.dim, classes)
+    head = nn.Linear(encoder.dim, 1 + int(max(y.max(), dev_y.max())))
     model = nn.Sequential(encoder, nn.Dropout(dropout), head).to(encoder.lm.device)
     optimizer, schedule = make_optimizer(model.parameters(), lr, epochs * math.ceil(len(y) / batch))
     scaler = torch.amp.GradScaler(encoder.lm.device.type, enabled=encoder.autocast == torch.float16)
@@ -91,7 +92,10 @@ def main():
     counts = dict(zip(info["labels"], y.bincount().tolist()))
     say(f"step 1 | {machine} | {args.model}, {encoder.lm.num_parameters():,} parameters")
     say(f"{args.task}: {len(y)} English rows, labels {counts!s:.300}")
-    say(f"{len(dev_y)} dev rows ({len(set(texts) & set(dev_texts))} also in train)")
+    both = len(set(texts) & set(dev_texts))
+    say(f"{len(dev_y)} dev rows ({both} also in train)")
+    if both > len(dev_y) / 10:
+        warn("many dev rows are training rows; dev accuracy cannot choose the epoch")
     options = {"epochs": args.epochs, "lr": args.lr, "batch": args.batch, "seed": args.seed}
     history = tune(encoder, texts, y, dev_texts, dev_y, **options) if args.epochs else []
     save_encoder(encoder, args.out, info | options | {"history": history})

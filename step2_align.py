@@ -15,6 +15,7 @@ from collections import Counter
 from itertools import chain
 from statistics import median
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 
@@ -140,10 +141,11 @@ def doubts_of(sources, translations):
         f"are the same, {text[:50]!r}": count,
         f"are three times too long or short, such as {' '.join(odd)[:50]!r}": len(odd),
     }
-    alike = Counter(edge for a in pairs for edge in {a[:8], a[-8:]}).most_common(1)[0][1]
-    for place, part in {"begin": slice(8), "end": slice(-8, None)}.items():
+    edges = [("begin", slice(8), 0.2), ("end", slice(-8, None), 0.2), ("start", slice(3), 0.5)]
+    for place, part, share in edges:
         edge, count = Counter(b[part] for b in set(pairs.values())).most_common(1)[0]
-        if count > max(0.2 * len(pairs), 2 * alike):  # natural texts: at most 8%
+        alike = Counter(side for a in pairs for side in {a[part], a[:8]}).most_common(1)[0][1]
+        if count > max(share * len(pairs), 2 * alike):  # natural texts: 8 characters at most 8%
             counts[f"{place} with {edge!r}"] = count
     many = max(2, 0.02 * len(pairs))  # fewer are normal
     return [f"{n} of {len(pairs)} translations {words}" for words, n in counts.items() if n > many]
@@ -160,6 +162,12 @@ def check_pairs(english, target, x, y, task_x):
     # n rows of the task itself have a gap of 1 / sqrt(n) by chance; 0.1: data/RESULTS.md
     if gap > 0.1 + len(x) ** -0.5:
         warn("the pairs are far from the task's text; expect no gain; --arch inside may even hurt")
+    # In the order of the file, does the next or previous row's translation fit better than its own?
+    place = np.argsort(fixed_order(len(x)))
+    a, b = (F.normalize((t - t.mean(0))[place], dim=1) for t in (x, y))
+    better = [((a * b.roll(k, 0)).sum(1) > (a * b).sum(1)).float().mean() for k in (1, -1, 7)]
+    if max(better[:2]) > better[2] + 0.03 + len(x) ** -0.5:  # right files: at most better + 0.01
+        warn("translations fit neighbouring rows; is a part of translated.tsv shifted by a row?")
     if gap_y < 0.8 * gap:
         warn("the translations are nearer to the task's text; are the columns swapped?")
 

@@ -92,20 +92,22 @@ def main():
     device, dtype, machine = pick_device(args)
     encoder, info = load_encoder(args.out, device, dtype, args.data, args.batch_tokens)
     cache = partial(cached, encoder, args.out)
+    texts, y, dev_texts, dev_y = load_english(info)
+    more = {name: info[name] for name in ("lm", "labels", "two_texts")} | {"l2": args.l2}
+    more["english"] = digest_of(repr([texts, y.tolist()]).encode())
+    aligned = {}  # what only heads with an aligner store
     if method in ("langalign", "rev"):
         wanted = fields | {"lang": "+".join(fields["via"]), "residuals": False}
         art = find(args.out, "align", info["lm"], **wanted)
-        fields["n"] = art["n"]
+        fields["n"], aligned = art["n"], {"texts": art["texts"]}
     say(f"step 3 | {machine} | {args.seeds} linear heads, LM and A frozen")
-    texts, y, dev_texts, dev_y = load_english(info)
     x, dev_x = cache([*texts, *dev_texts]).split([len(texts), len(dev_texts)])
     seeds = range(1000 * args.seed, 1000 * args.seed + args.seeds)
     train = partial(train_heads, classes=len(info["labels"]), seeds=seeds, l2=args.l2)
-    more = {name: info[name] for name in ("lm", "labels", "two_texts")} | {"l2": args.l2}
 
-    english, residuals, aligned = (x, y, dev_x), None, {}  # english: the baseline of every table
+    english, residuals = (x, y, dev_x), None  # english: the baseline of every table
     if method == "rev":  # the head is the English one, and A is stored for inference
-        aligned = {"aligner": art["aligner"], "state": art["state"]}
+        aligned |= {"aligner": art["aligner"], "state": art["state"]}
     elif method == "langalign":  # the head learns from A(e(d_en))
         aligner = build_aligner(art, encoder.lm)
         if args.residuals:  # r = e(T(d)) - A(e(d)) of every pair, (n, D)

@@ -211,11 +211,12 @@ def test_doubts(data, capsys):
     right = [cipher(text) for text in sources]
     assert not step2_align.doubts_of(sources, right)
     wrong = {
+        "60 of 60 .* start with '번역:'": [f"번역: {text}" for text in right],
         "9 of 60 .* repeat": [text.upper() for text in sources[:9]] + right[9:],
         "60 of 60 .* begin with '물론입니다. 번'": [f"물론입니다. 번역: {text}" for text in right],
         "40 of 60 .* end with": right[:20] + [f"{text} (영어에서 번역)" for text in right[20:]],
         "3 of 60 .* three times too long": [text * 9 for text in right[:3]] + right[3:],
     }
     for match, texts in wrong.items():
-        [doubt] = step2_align.doubts_of(sources, texts)
+        doubt, *_ = step2_align.doubts_of(sources, texts)
         assert re.search(match, doubt)
