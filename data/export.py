@@ -33,7 +33,7 @@ from torch import nn
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from common import METHODS, UserError, build_aligner, check_flags, describe, encode, load_encoder
 from common import load_english, load_task, logits, make_parser, masked_mean, pick_device, run, say
-from eval import load_head, logits_of
+from eval import digest_of_weights, load_head, logits_of
 
 ROWS = 1_000  # rows that check the folder, at most
 MODELS = "sentence_transformers.models"  # modules under names that all versions know
@@ -187,10 +187,10 @@ def commands_of(args, head):
 
 def card(args, head, info, check):
     """Return the text of README.md, the model card."""
-    table, fields = "", [name for name in describe("") if name != "lang"]
+    table, weights = "", digest_of_weights(head)
     for path in sorted(Path(args.out).glob("results-*.json")):
         for r in json.loads(path.read_text("utf-8")):
-            if all(r[field] == head[field] for field in fields):
+            if r.get("weights") == weights:  # in any language: a pooled A serves several
                 table += "\n| {lang} | {rows} {split} rows | {accuracy:.2%} |".format(**r)
     kind, call = "SentenceTransformer", 'encode(["a text"])'
     if head["two_texts"]:

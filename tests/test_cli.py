@@ -192,6 +192,22 @@ def unrelated_five_times(rows):
     return [[*row[:2], other[2]] for row, other in zip(rows[:60], rows[90:150])] * 5
 
 
+def dev_is_train(place):
+    shutil.copy(place.data / "reviews/en/train.tsv", place.data / "reviews/en/dev.tsv")
+
+
+def other_pairs(place):
+    """Repeat step 2 with other translations of as many rows, and not step 3."""
+    pairs(lambda rows: [[*row[:2], f"{row[2]} {row[2]}"] for row in rows])(place)
+    main("step2_align.py", "--lang", "ko", "--data", place.data, "--out", place.out)
+
+
+def other_english(place):
+    english(lambda rows: rows[:-20])(place)
+    where = "--data", place.data, "--out", place.out
+    main("step3_head.py", "--lang", "ko", "--method", "english", *where)
+
+
 def first_is_long(rows):
     return [[*rows[0][:-1], f"{rows[0][-1]} " * 300], *rows[1:]]
 
@@ -213,6 +229,9 @@ WARNINGS = [  # (what is broken, command, what it warns of then, and not before)
         "eval --data {data}",
         "standard deviations from the translations",
     ),
+    (other_pairs, "eval --data {data}", "align-ko-fc-n.* has other pairs than head-ko-fc"),
+    (other_english, "eval --data {data}", "heads have other English rows or --l2"),
+    (dev_is_train, TUNE, "many dev rows are training rows"),
     (pairs(other_domain), ALIGN, "far from the task's text; expect no gain"),
     (pairs(unrelated_five_times), ALIGN, "A is no better than the mean"),
     (english(first_is_long), TUNE, r"1 texts reach max_len=\d+ tokens"),

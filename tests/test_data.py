@@ -264,6 +264,8 @@ def test_what_a_model_does_not_say_is_measured(tmp_path, capsys):
     encode(encoder, ["Ж Щ Ю", "good film"])
     assert "33% of the tokens are unknown" in capsys.readouterr().err
     encoder.lm.config.hidden_size = 16
+    with pytest.raises(ValueError, match="'max' is neither"):
+        common.Encoder(encoder.lm, tokenizer, pool="max")
     assert common.Encoder(encoder.lm, tokenizer).dim == 32
     make_encoder(tmp_path / "fnet", "fnet")
     common.load_pretrained(tmp_path / "fnet", texts=texts)
@@ -297,6 +299,8 @@ def break_model(folder, fault):
         weights["embeddings.word_embeddings.weight"] = words[:20].clone()
     elif fault == "adapter":
         (folder / "adapter_config.json").write_text("{}")
+    elif fault == "unmerged adapter":
+        weights["encoder.layer.0.attention.self.query.lora_A.default.weight"] = words[:1].clone()
     elif fault == "not finite":
         words[:] = float("nan")
     elif fault == "missing weights":
@@ -316,6 +320,7 @@ def break_model(folder, fault):
         ("segments that the LM lacks", "index out of range"),
         ("no room", "max_len=2: no room for text next to 3 special tokens"),
         ("ids beyond the table", "has no embedding in this LM"),
+        ("unmerged adapter", "merge it into the LM first"),
         ("adapter", "merge it into the LM first"),
         ("not finite", "is not finite"),
         ("missing weights", "encoder.layer.1.output.dense.weight"),
@@ -336,7 +341,8 @@ def test_what_a_folder_declares_and_we_leave_out_is_named(world, tmp_path, capsy
     modules = [{"path": path, "type": f"st.models.{kind}"} for path, kind in kinds.items()]
     (model / "modules.json").write_text(json.dumps(modules))
     (model / "1_Pooling").mkdir()
-    for config in {"pooling_mode": "cls"}, {"pooling_mode_cls_token": True, "other": False}:
+    old = {"pooling_mode_cls_token": True, "pooling_mode_mean_tokens": False}
+    for config in {"pooling_mode": "cls"}, {"pooling_mode": ["cls"]}, old:
         (model / "1_Pooling/config.json").write_text(json.dumps(config))
         for pool in "mean", "cls":
             load_pretrained(model, pool, texts=TEXTS)

@@ -49,6 +49,16 @@ def test_accuracy_and_gain_by_hand(tmp_path, capsys):
     assert wrong["accuracy"] == 0 and "do the labels mean the same" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("order, odd", [((0, 1, 2), False), ((0, 2, 1), True), ((1, 2, 0), True)])
+def test_swapped_labels_are_found(order, odd):
+    """The head is right on 70% of the rows, and guesses the next class on the others."""
+    y = torch.arange(300) % 3
+    guesses = torch.where(torch.arange(300) % 10 < 7, y, (y + 1) % 3).expand(2, -1)
+    assert evaluation.swapped(guesses, torch.tensor(order)[y]) == odd
+    noise = torch.randint(3, (2, 300), generator=torch.Generator().manual_seed(0))
+    assert not evaluation.swapped(noise, y) and not evaluation.swapped(0 * noise, y)
+
+
 def test_bootstrap_draws_premises_whole():
     two = np.array([1.0, 0.0])  # two premises of a row: the mean is 0, 1/2 or 1
     assert evaluation.bootstrap(two, np.array([0, 1])) == [0, 1]

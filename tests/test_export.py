@@ -113,11 +113,13 @@ def test_cards(heads, pair, tmp_path):
         '---\nlanguage: ["ko"]\nlicense: mit\npipeline_tag: text-classification\n'
     )
     assert "python step2_align.py --lang ko --method rev --arch fc --n" in card
+    before = read_card(ship(heads, tmp_path / "before", "--arch", "inside"))
     main("eval.py", *KO, "--out", heads)
     card = read_card(ship(heads, tmp_path / "s", "--arch", "inside"))
     assert (
         re.search(r"\| ko \| 200 test rows \| \d+\.\d\d% \|", card) and "license: unknown" in card
     )
+    assert "test rows |" not in before  # eval.py had not judged these weights
     unseen = "--lang", "xx", "--via", "ko", "--arch", "inside"
     assert 'language: ["ko", "xx"]' in read_card(ship(heads, tmp_path / "x", *unseen))
 

@@ -11,6 +11,7 @@ from functools import partial
 from itertools import pairwise
 from unittest import mock
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -19,11 +20,11 @@ from conftest import KINDS, ROOT, SCRIPTS, WORDS, cipher, main, make_encoder
 from torch import nn
 
 import step1_embed
-from common import Aligner, Inside, UserError, build_aligner, encode, load, load_encoder
-from common import load_english, load_pretrained, logits, pad, save
+from common import Aligner, Inside, UserError, build_aligner, encode, fixed_order, load
+from common import load_encoder, load_english, load_pretrained, logits, pad, save
 from eval import classify
 from step1_embed import tune
-from step2_align import CLOSED, fit, fit_inside, measure, solve
+from step2_align import CLOSED, check_pairs, fit, fit_inside, measure, solve
 from step3_head import train_heads
 
 TEXTS = [" ".join(WORDS[:k]) for k in (3, 11, 5, 1, 7, 20, 2)]
@@ -382,20 +383,32 @@ def test_what_a_notebook_may_give(encoder):
     assert tune(encoder, texts, [0, 1, 0], texts[:1], [2], epochs=0) == []  # a label of dev alone
     wrong = [lambda: fit(aligner, x, x[1:], x, x), lambda: fit(aligner, x, x, x, x[:1])]
     wrong += [lambda: solve("linear", x, x[1:], x, x), lambda: train_heads(x, y + 1, 2)]
-    for labels in y.double(), y[:, None], y[1:], ["a", "b", "c"] * 10, y.int().numpy() - 1:
+    missing = [["a", "b", value] * 10 for value in (float("nan"), None, "")]
+    for labels in y.double(), y[:, None], y[1:], *missing, y.int().numpy() - 1:
         wrong.append(partial(train_heads, x, labels, 2))
     wrong.append(partial(tune, encoder, texts, [0, 1, 2], texts, [0]))
     wrong.append(partial(fit_inside, inside, encoder, texts[:1], z, [], z))
     wrong += [lambda: fit_inside(inside, encoder, texts, z, texts, z[:2]), lambda: aligner.map(z)]
     wrong.append(lambda: train_heads(x, y, 2, residuals=x[:, 1:]))
+    wrong.append(lambda: train_heads(np.full((30, 8), np.nan), y, 2))
     for call in wrong:
-        with pytest.raises(ValueError, match="match|labels|embeddings of shape"):
+        with pytest.raises(ValueError, match="match|labels|embeddings"):
             call()
     heads = train_heads(x, ["good", "bad"] * 15, 2, residuals=x.detach().numpy(), steps=1)
     assert same(heads, train_heads(x, 1 - y, 2, residuals=x, steps=1))  # in alphabetical order
     arrays = [part.detach().double().numpy() for part in (x, x + 1, x, x + 1)]
     assert torch.allclose(solve("shift", *arrays).map(arrays[0]), x.float() + 1, atol=1e-5)
     assert torch.equal(logits(heads, arrays[0]), logits(heads, x.float()))
+
+
+@pytest.mark.parametrize("share, odd", [(0, False), (0.3, True), (0.5, True), (1, True)])
+def test_a_shifted_part_of_the_pairs_is_noticed(share, odd, capsys):
+    texts, file = [(str(i),) for i in range(400)], torch.randn(400, 16)  # in the order of the file
+    part = int(share * 400)
+    moved = torch.cat([file[:part].roll(1, 0), file[part:]]) + 0.5 * torch.randn(400, 16)
+    order = fixed_order(400)
+    check_pairs(texts, texts, file[order], moved[order], file)
+    assert ("shifted by a row" in capsys.readouterr().err) == odd
 
 
 def test_p1_of_many_rows_counts_all_languages():
