@@ -28,9 +28,9 @@ from common import PAIRS, ROWS, UserError, fixed_order, run, warn, write_atomic
 
 COLUMNS = "label", "text", "text_b", "translation", "translation_b"  # flags, and names written
 # What JSON, pandas, databases and Excel write for a missing value
-MISSING = ["", "null", "NULL", "None", "NaN", "nan", "NaT", "NA", "N/A", "n/a", "<NA>", "\\N"]
-MISSING += ["#NA", "#N/A", "#NAME?", "#VALUE!", "#REF!", "#DIV/0!", "#NULL!", "#NUM!"]
-MISSING += ["Null", "(null)", "undefined", "-nan", "-NaN", "#N/A N/A", "#NV"]
+MISSING = ["", "null", "NULL", "Null", "(null)", "None", "NaN", "nan", "-NaN", "-nan", "NaT", "NA"]
+MISSING += ["N/A", "n/a", "<NA>", "\\N", "undefined", "#NA", "#N/A", "#N/A N/A", "#NV", "#NAME?"]
+MISSING += ["#VALUE!", "#REF!", "#DIV/0!", "#NULL!", "#NUM!"]
 LIST_OF_ONE = r"""\[ *(?:'([^']*)'|"([^"]*)"|([^][{}()'" ,;|]*)) *\]"""  # ['a, b'] and [1]
 
 
@@ -60,19 +60,15 @@ def read_json(text, path):
         raise UserError(f"{path}:{getattr(err, 'lineno', 1)}: {what} or in one list")
 
 
-def hold_rows(lines, mark, width, column, labels):
-    """Return whether two of the lines look like rows, by a label in that column, or by their width.
-
-    A text may hold delimiters, so the column counts from the left or from the right.
-    """
-    count = 0
-    for line in lines:
-        cells = line.rstrip("\r\n").replace(mark + " ", "").split(mark)  # "a, b" is prose
-        if labels and len(cells) >= width:
-            count += cells[column] in labels or cells[column - width] in labels
-        else:
-            count += not labels and len(cells) == width
-    return count > 1
+def hold_rows(lines, mark, columns, name, labels):
+    """Return whether two of the lines look like rows, by a label in column `name` or by their width."""
+    own = [line.rstrip("\r\n").replace(mark + " ", "").split(mark) for line in lines]  # a, b: prose
+    if not labels:
+        return [len(cells) for cells in own].count(len(columns)) > 1
+    left = columns.index(name)
+    right = left - len(columns)  # the column from the end: a text may hold delimiters
+    wide = [cells for cells in own if len(cells) >= len(columns)]
+    return sum(cells[left] in labels or cells[right] in labels for cells in wide) > 1
 
 
 def read_as(lines, mark, quoting, names):
@@ -92,10 +88,8 @@ def read_as(lines, mark, quoting, names):
                 rows.append(cells)
                 spans.append((start, lines[start - 1 : reader.line_num]))
             start = reader.line_num + 1
-    column = columns.index(names[0]) if names[0] in columns else None
-    labels = {row[column] for row in rows[1:] if column is not None} - {""}
-    looks = len(columns), column, labels
-    swallows = [line for line, own in spans if hold_rows(own, mark, *looks)]
+    labels = {dict(zip(columns, row)).get(names[0]) for row in rows[1:]} - {None, ""}
+    swallows = [line for line, own in spans if hold_rows(own, mark, columns, names[0], labels)]
     return columns, rows[1:], start, min(swallows, default=0)
 
 
@@ -159,9 +153,8 @@ def read(path, encoding, names):
 
 def canonical(label):
     """Return the one spelling of a label: 1, 1.0, +1 and 1e0 are '1', True is 'true'. Words stay."""
-    number = label.replace("\u2212", "-")  # a typographic minus
-    if re.fullmatch(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d\d?)?", number):
-        return f"{(Decimal(number) + 0).normalize():f}"
+    if re.fullmatch(r"[+\u2212-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d\d?)?", label):  # U+2212: a minus
+        return f"{(Decimal(label.replace('−', '-')) + 0).normalize():f}"
     return label.casefold() if label.casefold() in ("true", "false") else label
 
 
@@ -174,10 +167,9 @@ def check_labels(labels, path):
     parts = {label: re.split(r"\s*[,;|#，、；]+\s*", label) for label in labels}
     counts = Counter(part for found in parts.values() for part in {*found})
     for label, found in parts.items():
-        alone = any(part in labels for part in found)
-        joined = all(found) and (alone or min(counts[part] for part in found) > 1)
+        joined = all(found) and (any(map(labels.get, found)) or min(map(counts.get, found)) > 1)
         words = re.split(r"[\s/&+]+", label)  # one label may hold these: politics/us, arts & crafts
-        spaced = len(words) > 1 and all(word in labels for word in words)
+        spaced = len(words) > 1 and all(map(labels.get, words))
         is_list = re.fullmatch(r"\[.*\]|\{.*\}|\(.*,.*\)", label)
         if len(found) > 1 and joined or spaced or is_list:
             what = f"several labels or a list per row, such as {label!r}"

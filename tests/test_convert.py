@@ -113,16 +113,7 @@ def test_spellings_of_a_number_are_one_label(go, capsys):
 
 
 def test_one_label_may_hold_delimiters(go):
-    labels = {
-        "politics/us",
-        "politics/world",
-        "sports/us",
-        "arts & crafts",
-        "arts",
-        "C++",
-        "C",
-        "C#",
-    }
+    labels = {"news/us", "news/world", "sport/us", "arts & crafts", "arts", "C++", "C", "C#"}
     assert {row[0] for row in go(json_lines([*labels], 80))} == labels
 
 
@@ -158,20 +149,8 @@ def test_labels_that_are_no_classes_are_a_warning(go, capsys):
     assert "rows whose text also has another label: 1" in capsys.readouterr().err
 
 
-JOINED = (
-    "a|c",
-    "a||b",
-    "a#b",
-    "a，c",
-    "a、b",
-    "a/b",
-    "a+b",
-    "a & b",
-    "a b",
-    "[0. 1.]",
-    "{'a'}",
-    '{"c": 1}',
-)
+JOINED = ["a|c", "a||b", "a#b", "a，c", "a、b", "a/b", "a+b", "a & b", "a b", "a\nb"]
+JOINED += ["[0. 1.]", "[1 2]", "{'a'}", '{"c": 1}', [{"c": 1}]]
 CSV = b"stars,text\n1,a\n5,b\n"
 
 
@@ -189,10 +168,7 @@ CSV = b"stars,text\n1,a\n5,b\n"
         (CSV, "--text stars", "each flag needs its own column"),
         (CSV, "--split 10", "--split 10: expected a share"),
         (json_lines([["a", "b"]]), "", r"several labels or a list per row, .* .\['a', 'b'\]"),
-        *[
-            (json_lines(["a", "b", label]), "", f"list per row, such as .{re.escape(label)}")
-            for label in JOINED
-        ],
+        *[(json_lines(["a", "b", label]), "", "several labels or a list") for label in JOINED],
         (json_lines([{"a": 1}]), "", "object 1 holds an object"),
         (b'{"stars": 1, "text": "a"}\n{"stars": 1, "text": "\\ud83d"}', "", "object 2 .*half an"),
         (b'{"stars": 1, "text": "a"}\n{"stars": 1,', "", "txt:2: .*JSON objects, one per line"),
