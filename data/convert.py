@@ -28,8 +28,10 @@ from common import PAIRS, ROWS, UserError, fixed_order, run, warn, write_atomic
 
 COLUMNS = "label", "text", "text_b", "translation", "translation_b"  # flags, and names written
 # What JSON, pandas, databases and Excel write for a missing value
-MISSING = ["", "null", "NULL", "None", "NaN", "nan", "NaT", "NA", "N/A", "n/a", "<NA>", "\\N"]
-MISSING += ["#NA", "#N/A", "#NAME?", "#VALUE!", "#REF!", "#DIV/0!", "#NULL!", "#NUM!"]
+MISSING = ["", "null", "NULL", "Null", "(null)", "None", "NaN", "nan", "-NaN", "-nan", "NaT", "NA"]
+MISSING += ["N/A", "n/a", "<NA>", "\\N", "undefined", "#NA", "#N/A", "#N/A N/A", "#NV", "#NAME?"]
+MISSING += ["#VALUE!", "#REF!", "#DIV/0!", "#NULL!", "#NUM!"]
+LIST_OF_ONE = r"""\[ *(?:'([^']*)'|"([^"]*)"|([^][{}()'" ,;|]*)) *\]"""  # ['a, b'] and [1]
 
 
 def decode(raw, path, encoding):
@@ -58,6 +60,17 @@ def read_json(text, path):
         raise UserError(f"{path}:{getattr(err, 'lineno', 1)}: {what} or in one list")
 
 
+def hold_rows(lines, mark, columns, name, labels):
+    """Return whether two of the lines look like rows, by a label in column `name` or by their width."""
+    own = [line.rstrip("\r\n").replace(mark + " ", "").split(mark) for line in lines]  # a, b: prose
+    if not labels:
+        return [len(cells) for cells in own].count(len(columns)) > 1
+    left = columns.index(name)
+    right = left - len(columns)  # the column from the end: a text may hold delimiters
+    wide = [cells for cells in own if len(cells) >= len(columns)]
+    return sum(cells[left] in labels or cells[right] in labels for cells in wide) > 1
+
+
 def read_as(lines, mark, quoting, names):
     """Return (columns, rows, end, swallows): the rows up to the first that does not fit, and its line.
 
@@ -65,7 +78,7 @@ def read_as(lines, mark, quoting, names):
     the line of a row that holds several lines that look like rows, or 0.
     """
     reader = csv.reader(lines, delimiter=mark, quoting=quoting, strict=True)
-    columns, rows, start, swallows = [], [], 1, 0
+    columns, rows, start, spans = [], [], 1, []
     with contextlib.suppress(csv.Error):
         for cells in reader:
             if any(map(str.strip, cells)):
@@ -73,11 +86,11 @@ def read_as(lines, mark, quoting, names):
                 if len(cells) != len(columns) or not {*names} <= {*columns, None}:
                     break
                 rows.append(cells)
-                own = [line.replace(mark + " ", "") for line in lines[start - 1 : reader.line_num]]
-                if [line.count(mark) for line in own].count(len(cells) - 1) > 1:  # a, b is prose
-                    swallows = swallows or start
+                spans.append((start, lines[start - 1 : reader.line_num]))
             start = reader.line_num + 1
-    return columns, rows[1:], start, swallows
+    labels = {dict(zip(columns, row)).get(names[0]) for row in rows[1:]} - {None, ""}
+    swallows = [line for line, own in spans if hold_rows(own, mark, columns, names[0], labels)]
+    return columns, rows[1:], start, min(swallows, default=0)
 
 
 def read_csv(text, path, names):
@@ -132,16 +145,16 @@ def read(path, encoding, names):
             what = "an object, a list, a NUL or half an emoji (\\ud800 to \\udfff)"
             where = f"{path}: {'object' if is_json else 'row'} {number}"
             raise UserError(f"{where} holds {what}; replace it by plain text")
-        if re.fullmatch(r"\[.*\]", label) and not re.search(r"""[,;|]|['"] ['"]""", label):
-            label = clean(label[1:-1].strip(" '\""))  # a list of one
+        if one := re.fullmatch(LIST_OF_ONE, label):
+            label = clean(one[1] or one[2] or one[3])
         rows.append([label, *texts])
     return rows
 
 
 def canonical(label):
-    """Return the one spelling of a label: 1, 1.0, +1 and 01 are '1', True is 'true'. Words stay."""
-    if re.fullmatch(r"[+-]?\d+\.?\d*", label):
-        return f"{(Decimal(label) + 0).normalize():f}"
+    """Return the one spelling of a label: 1, 1.0, +1 and 1e0 are '1', True is 'true'. Words stay."""
+    if re.fullmatch(r"[+\u2212-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d\d?)?", label):  # U+2212: a minus
+        return f"{(Decimal(label.replace('−', '-')) + 0).normalize():f}"
     return label.casefold() if label.casefold() in ("true", "false") else label
 
 
@@ -151,12 +164,16 @@ def check_labels(labels, path):
     if alike := [look for look, count in looks.items() if count > 1]:
         how = "numbers, true and false become one; --rename Good=good,good=good joins words"
         warn(f"labels look alike: {alike[:12]}; {how}")
-    parts = {label: re.split(r"\s*[,;|/]\s*", label) for label in labels}
+    parts = {label: re.split(r"\s*[,;|#，、；]+\s*", label) for label in labels}
     counts = Counter(part for found in parts.values() for part in {*found})
     for label, found in parts.items():
-        joined = len(found) > 1 and min(counts[part] for part in found) > 1
-        if joined or re.fullmatch(r"\[.*\]", label):
-            raise UserError(f"{path}: several labels per row, such as {label!r}; keep one per row")
+        joined = all(found) and (any(map(labels.get, found)) or min(map(counts.get, found)) > 1)
+        words = re.split(r"[\s/&+]+", label)  # one label may hold these: politics/us, arts & crafts
+        spaced = len(words) > 1 and all(map(labels.get, words))
+        is_list = re.fullmatch(r"\[.*\]|\{.*\}|\(.*,.*\)", label)
+        if len(found) > 1 and joined or spaced or is_list:
+            what = f"several labels or a list per row, such as {label!r}"
+            raise UserError(f"{path}: {what}; keep one label per row, or name all with --rename")
 
 
 def select(cells, names, rename, path):
@@ -251,7 +268,7 @@ def main(argv=None):
     for path, part in files.items():
         write_atomic(path, "".join("\t".join(row) + "\n" for row in [header, *part]).encode())
         print(f"-> {path}: {len(part):,} rows")
-    scores = len(labels) > 10 and any(re.fullmatch(r"-?\d*\.\d+", label) for label in labels)
+    scores = len(labels) > 4 and any(re.fullmatch(r"-?\d*\.\d+", label) for label in labels)
     if args.label and (scores or not 1 < len(labels) <= len(rows) / 10 + 2):
         what = f"number of classes in {len(rows):,} rows: {len(labels):,}"
         warn(f"{what}; is --label the label's column? Scores, ids and free text are no classes")

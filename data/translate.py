@@ -31,6 +31,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from common import PAIRS, ROWS, UserError, bar, batches, check_flags, digest_of, fixed_order
 from common import load_tokenizer, pick_device, read_lines, read_tsv, run, say, warn, write_atomic
+from convert import MISSING
 from step2_align import doubts_of
 
 DEFAULT_N = 20_000  # rows, in the middle of the paper's 5K to 50K: a day of a CPU, or a bill
@@ -72,12 +73,14 @@ def get_args(argv=None):
 # The model and its languages
 def find_code(codes, lang):
     """Return the code that means `lang`: one of its names, or the only one that begins with one."""
+    first = lambda code: re.split("[-_]", code)[0]  # pt of pt-BR
+    like = lambda names: sorted(code for code in codes if first(code) in names)
     names = [lang, *NAMES.get(lang, [])]
-    found = [name for name in names if name in codes][:1]
-    found = found or [code for code in codes if code.split("_")[0] in names]
+    found = [name for name in names if name in codes][:1] or like(names)
     if len(found) == 1:
         return found[0]
-    close = found or sorted(code for code in codes if code[0] == lang[0]) or sorted(codes)[:9]
+    close = found or like(NAMES.get(first(lang), [first(lang)]))
+    close = close or sorted(code for code in codes if code[0] == lang[0]) or sorted(codes)[:9]
     count = f"{len(found) or 'none'} of the model's {len(codes)} language codes"
     raise UserError(f"{lang}: {count} fit; give one with --lang-code, such as {' '.join(close)}")
 
@@ -135,13 +138,14 @@ class Translator:
         one = getattr(self.tokenizer, "target_lang", None) or args.lang  # if there are no codes
         self.code = in_source = find_code(codes or [one], args.lang_code or args.lang)
         self.prefix = form.format(self.code)
+        source = getattr(self.tokenizer, "source_lang", None) or "en"
+        if source not in NAMES["en"] and (source in NAMES or not codes):  # gmw holds English
+            raise UserError(f"--model {args.model} translates from {source}; give one from English")
         if codes and not form:
             self.options["forced_bos_token_id"] = codes[self.code]
             self.tokenizer.src_lang = in_source = find_code(codes, "en")
         if codes and codes[in_source] not in self.tokenizer(f"{self.prefix}a").input_ids:
-            raise UserError(
-                f"--model {args.model} does not write {in_source} into a source; give another"
-            )
+            raise UserError(f"--model {args.model} puts no {in_source} into a source; give another")
 
     @torch.no_grad()
     def generate(self, sentences):
@@ -238,7 +242,11 @@ def merge(args, header, rows):
             raise UserError(f"{where}: id {key!r} is unknown or occurs twice; use the export's --n")
         if texts[:half] != [compose(text) for text in rows[key][1:]]:
             raise UserError(f"{where}: id {key!r} has another text; leave it as exported, unquoted")
-        found[key] = texts[half:]
+        found[key] = []
+        for source, text in zip(texts, texts[half:]):
+            if re.fullmatch('"([^"]|"")*(,|"")([^"]|"")*"', text) and source[0] != '"':
+                raise UserError(f"{where}: saved with quotes; save it unquoted")
+            found[key].append("" if text in MISSING and text != source else text)
     lacking = [key for key in rows if not all(found.get(key, [""]))]
     if lacking and not args.skip:
         problem = f"{len(lacking)} of {len(rows)} rows have no translation, ids {lacking[:5]}"

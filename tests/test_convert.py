@@ -69,6 +69,11 @@ def test_no_quote_swallows_rows(go, capsys):
     rows[15] += "\tand more"  # without quoting this line is too wide
     assert len(go("\n".join(["stars\ttext", *rows]))) == 45
     assert "txt:12: quoted text holds lines that look like" in capsys.readouterr().err
+    for content in (
+        'stars,text\npos,"1,000 good\nneg,bad 2,000"\nneg,cold\n',
+        'id,text,stars\n1,"well,good,pos\n2,so,bad 2,000",neg\n3,fine,pos\n',
+    ):
+        assert len(go(content)) == 2 and "txt:2: quoted text holds" in capsys.readouterr().err
     texts = [f'"first {i}, yes\nsecond, pos\nthird",{("pos", "neg")[i % 2]}' for i in range(20)]
     assert go("\n".join(["text,stars", *texts]))[1] == ["neg", "first 1, yes second, pos third"]
     assert not capsys.readouterr().err
@@ -86,13 +91,15 @@ def test_rows_are_renamed_dropped_and_counted(go, capsys):
 
 def test_what_programs_write_for_missing_is_no_label_unless_it_is_named(go):
     missing = [None, float("nan"), "None", "NA", "N/A", "<NA>", "NULL", "null", "#N/A", " ", []]
+    missing += ["Null", "(null)", "undefined", "-nan", "-NaN", "#N/A N/A", "#NV"]
     assert {row[0] for row in go(json_lines(["pos", "neg", *missing]))} == {"pos", "neg"}
     rows = go(json_lines(["pos", "None"]), "--rename", "pos=pos,None=neutral")
     assert {row[0] for row in rows} == {"pos", "neutral"}
 
 
 def test_spellings_of_a_number_are_one_label(go, capsys):
-    assert {row[0] for row in go(json_lines(["1", 1.0, "+1", "01", 1, -1, "-1.0"]))} == {"1", "-1"}
+    ones = ["1", 1.0, "+1", "01", 1, "1e0", "1.000000e+00", -1, "-1.0", "\u22121"]
+    assert {row[0] for row in go(json_lines(ones))} == {"1", "-1"}
     assert "labels look alike: ['1', '-1']; numbers" in capsys.readouterr().err
     go(json_lines(["Good", "good", "bad"]))
     assert re.search("labels look alike: .'good'.; .* --rename", capsys.readouterr().err)
@@ -101,8 +108,13 @@ def test_spellings_of_a_number_are_one_label(go, capsys):
     rows = go(json_lines(["1.0", "-1.0"]), "--rename=-1=negative,1=positive")
     assert {row[0] for row in rows} == {"positive", "negative"}
     assert {row[0] for row in go(json_lines([True, "False"]))} == {"true", "false"}
-    rows = go(json_lines([["1.5"], "['2']", '["10"]']))
-    assert {row[0] for row in rows} == {"1.5", "2", "10"}  # lists of one
+    rows = go(json_lines([[".5"], "['2']", '["10"]', ["a, b"], '["a, c"]']))
+    assert {row[0] for row in rows} == {"0.5", "2", "10", "a, b", "a, c"}  # lists of one
+
+
+def test_one_label_may_hold_delimiters(go):
+    labels = {"news/us", "news/world", "sport/us", "arts & crafts", "arts", "C++", "C", "C#"}
+    assert {row[0] for row in go(json_lines([*labels], 80))} == labels
 
 
 def test_split_keeps_rows_of_one_premise_on_one_side(go, tmp_path):
@@ -129,7 +141,7 @@ def test_labels_that_are_no_classes_are_a_warning(go, capsys):
     for labels, match in (
         (["5"], "classes in 300 rows: 1; is --label the label's column"),
         ([*range(300)], "classes in 300 rows: 300; is --label the label's column"),
-        ([i / 10 for i in range(12)], "classes in 300 rows: 12; .* Scores, ids"),
+        ([i / 2 for i in range(5)], "classes in 300 rows: 5; .* Scores, ids"),
     ):
         go(json_lines(labels, 300))
         assert re.search(match, capsys.readouterr().err)
@@ -137,6 +149,8 @@ def test_labels_that_are_no_classes_are_a_warning(go, capsys):
     assert "rows whose text also has another label: 1" in capsys.readouterr().err
 
 
+JOINED = ["a|c", "a||b", "a#b", "a，c", "a、b", "a/b", "a+b", "a & b", "a b", "a\nb"]
+JOINED += ["[0. 1.]", "[1 2]", "{'a'}", '{"c": 1}', [{"c": 1}]]
 CSV = b"stars,text\n1,a\n5,b\n"
 
 
@@ -153,8 +167,8 @@ CSV = b"stars,text\n1,a\n5,b\n"
         (CSV, "--out train.tsv", "train.tsv: expected <root>/<task>/<lang>"),
         (CSV, "--text stars", "each flag needs its own column"),
         (CSV, "--split 10", "--split 10: expected a share"),
-        (json_lines([["a", "b"]]), "", r"several labels per row, such as .\['a', 'b'\]"),
-        (json_lines(["a|b", "a", "b"]), "", r"several labels per row, such as 'a\|b'"),
+        (json_lines([["a", "b"]]), "", r"several labels or a list per row, .* .\['a', 'b'\]"),
+        *[(json_lines(["a", "b", label]), "", "several labels or a list") for label in JOINED],
         (json_lines([{"a": 1}]), "", "object 1 holds an object"),
         (b'{"stars": 1, "text": "a"}\n{"stars": 1, "text": "\\ud83d"}', "", "object 2 .*half an"),
         (b'{"stars": 1, "text": "a"}\n{"stars": 1,', "", "txt:2: .*JSON objects, one per line"),

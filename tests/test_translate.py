@@ -1,18 +1,22 @@
 """data/translate.py on tiny random models of the families that it supports."""
 
+import contextlib
 import json
 import random
 import re
 import shutil
+import sys
 import unicodedata
 
 import pytest
 import torch
 import transformers as hf
-from conftest import WORDS, cipher, make_tokenizer, write
+from conftest import ROOT, WORDS, cipher, make_tokenizer, write
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers.models.nllb.tokenization_nllb import FAIRSEQ_LANGUAGE_CODES as NLLB
+
+sys.path.insert(1, str(ROOT / "data"))
 
 import step2_align
 from common import UserError, fixed_order
@@ -158,9 +162,32 @@ def test_languages_are_found_by_their_names():
     langs = {group[0] for group in translate.GROUPS}.difference(other.split())
     assert len({translate.find_code(NLLB, lang) for lang in langs}) == len(langs) == 136
     assert translate.find_code(["iw", "no"], "he") == "iw"
-    for lang, close in {"jx": "jav_Latn jpn_Jpan", "bjn": "bjn_Arab bjn_Latn"}.items():
+    near = {"jx": "jav_Latn jpn_Jpan", "bjn": "bjn_Arab bjn_Latn", "pt-BR": "por_Latn$"}
+    for lang, close in (near | {"zh-CN": "zho_Hans zho_Hant$", "ko-KR": "kor_Hang$"}).items():
         with pytest.raises(UserError, match=f"{lang}: .*--lang-code, such as {close}"):
             translate.find_code(NLLB, lang)
+
+
+def test_a_model_that_does_not_read_english_is_refused(hub, data, monkeypatch):
+    load = translate.load_model
+
+    def load_with_languages(*args):
+        model, tokenizer, digest = load(*args)
+        tokenizer.source_lang, tokenizer.target_lang = source, "ko"
+        return model, tokenizer, digest
+
+    monkeypatch.setattr(translate, "load_model", load_with_languages)
+    codes = translate.language_table
+    for source, table, fits in (
+        ("eng", None, True),
+        ("gmw", codes, True),  # a group of languages that holds English
+        ("gmw", None, False),
+        ("deu", codes, False),
+    ):
+        monkeypatch.setattr(translate, "language_table", table or (lambda tokenizer: ({}, "")))
+        wrong = pytest.raises(UserError, match=f"translates from {source}; give one from English")
+        with contextlib.nullcontext() if fits else wrong:
+            run(data, "--model", hub / "opus", *FAST, "--n", 2, "--force")
 
 
 # By somebody else
@@ -191,6 +218,9 @@ MISTAKES = {
     "tsv:2: id '2.0' is unknown": lambda rows: [["2.0", *row[1:]] for row in rows],
     "tsv:2: id .* has another text": lambda rows: [[*row[:2], "b", row[3]] for row in rows],
     "tsv:2: 3 columns, not 4": lambda rows: [row[:3] for row in rows],
+    "tsv:2: saved with quotes": lambda rows: [[*row[:3], f'"""{row[3]}"" y"'] for row in rows],
+    "tsv:3: saved with quotes": lambda rows: [rows[0], [*rows[1][:3], '"a, b"'], *rows[2:]],
+    "3 of 10 rows have no ": lambda rows: [[*rows[0][:3], "N/A"], [*rows[1][:3], "nan"], *rows[3:]],
     "2 of 10 rows have no .*--skip": lambda rows: [[*rows[0][:3], ""], *rows[2:]],
 }
 
@@ -203,10 +233,18 @@ def test_merge_names_what_is_wrong(data, capsys):
     assert len(merge("--skip")) == 8 and "2 of 10 rows are left out" in capsys.readouterr().err
 
 
+def test_quotes_and_missing_words_of_the_source_stay(data, monkeypatch):
+    texts = ["nan", '"a, b"', 'a "b", c']
+    write(data / "word/en/train.tsv", "label text", [["x", text] for text in texts])
+    monkeypatch.setitem(globals(), "cipher", str)
+    rows = exchange(data, "word", 3, lambda rows: rows)()
+    assert sorted(rows) == sorted([text, text] for text in texts)
+
+
 def test_doubts(data, capsys):
-    exchange(data, "mood", 20, lambda rows: [[*row[:3], "#NAME?"] for row in rows])()
+    exchange(data, "mood", 20, lambda rows: [[*row[:3], "(sorry)"] for row in rows])()
     out, err = capsys.readouterr()
-    assert "20 of 20 translations are the same, '#NAME?'" in err and out.count("\n    -> ") == 3
+    assert "20 of 20 translations are the same, '(sorry)'" in err and out.count("\n    -> ") == 3
     sources = [text for (text,) in english(data, 60)]
     right = [cipher(text) for text in sources]
     assert not step2_align.doubts_of(sources, right)
