@@ -127,7 +127,7 @@ def check_head(out, head):
     """Warn if step 2 was repeated with other pairs since step 3 trained a head."""
     fields = {name: head[name] for name in describe("")} | {"residuals": False}
     path = path_of(out, "align", **fields | {"lang": "+".join(head["via"] or ())})
-    if head["via"] and path.exists() and load(path, "align")["texts"] != head.get("texts"):
+    if "texts" in head and path.exists() and load(path, "align")["texts"] != head["texts"]:
         warn(f"{path.name} has other pairs than {head['path'].name} was trained with; rerun step 3")
 
 
