@@ -32,7 +32,8 @@ from torch import nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from common import METHODS, UserError, build_aligner, check_flags, describe, encode, load_encoder
-from common import load_english, load_task, logits, make_parser, masked_mean, pick_device, run, say
+from common import load_english, load_task, logits, make_parser, masked_mean, pick_device, run
+from common import say, warn
 from eval import digest_of_weights, load_head, logits_of
 
 ROWS = 1_000  # rows that check the folder, at most
@@ -192,6 +193,8 @@ def card(args, head, info, check):
         for r in json.loads(path.read_text("utf-8")):
             if r.get("weights") == weights:  # in any language: a pooled A serves several
                 table += "\n| {lang} | {rows} {split} rows | {accuracy:.2%} |".format(**r)
+    if not table:
+        warn(f"no results of this head for the card; run: python eval.py --lang {args.lang}")
     kind, call = "SentenceTransformer", 'encode(["a text"])'
     if head["two_texts"]:
         kind, call = "CrossEncoder", 'predict([("a text", "its text_b")])'
