@@ -45,7 +45,8 @@ compose = partial(unicodedata.normalize, "NFC")  # how all text is read
 SURROGATE = re.compile("[\ud800-\udfff]")  # half a character; read_texts has them for bad bytes
 
 # Several GPUs: torchrun starts WORLD processes, this one is RANK, and rank 0 alone prints and writes
-WORLD = int(os.environ.get("WORLD_SIZE") or 1) if dist.is_torchelastic_launched() else 1
+TORCHRUN = dist.is_torchelastic_launched() and "RANK" in os.environ
+WORLD = int(os.environ.get("WORLD_SIZE") or 1) if TORCHRUN else 1
 RANK = int(os.environ["RANK"]) if WORLD > 1 else 0
 bar = partial(tqdm, delay=2, leave=False, disable=True if RANK else None)  # None: not in pipes
 
@@ -334,14 +335,19 @@ def read_lines(path):
 
 def read_texts(lines, file, width):
     """Yield the text, or pair of texts, of each line; raises UserError naming a malformed line."""
+    blank = 0  # the first blank line
     for number, line in enumerate(lines, 1):
         if SURROGATE.search(line):
             raise UserError(f"{file}:{number}: not UTF-8; save the file as UTF-8")
         odd = r'\s*[{\[]\s*(["{]|$)|["\w]+([,;]["\w]+)+$|text(\ttext_b)?$'
         if number == 1 and re.match(odd, line):
             warn(f"{file}:1: looks like JSON or a header; each line is labelled as plain text")
+        if not line.strip():  # allowed at the end
+            blank = blank or number
+            continue
+        number = blank or number
         text = tuple(compose(line).rstrip("\n").split("\t"))
-        if len(text) != width or not all(part.strip() for part in text):
+        if blank or len(text) != width or not all(part.strip() for part in text):
             raise UserError(f"{file}:{number}: expected {width} non-empty column(s), no label")
         yield text
 
@@ -568,6 +574,8 @@ def load_pretrained(name, pool="mean", max_len=256, texts=(), **options):
             raise ValueError(f"{kind} is not an encoder, or its tokenizer has no padding token")
         if lost := [key for key in report["missing_keys"] if "pooler" not in key]:
             raise ValueError(f"the files lack {len(lost)} weights of {kind}, such as {lost[0]}")
+        if language := getattr(lm.config, "default_language", None):
+            warn(f"{kind} embeds every text with the adapters of {language}")
         if any("lora_" in key for key in report["unexpected_keys"]):
             raise ValueError("it holds an adapter; merge it into the LM first")
         encoder = Encoder(lm, tokenizer, pool, max_len, **options)
@@ -713,6 +721,8 @@ def check_flags(args):
         if name in ("lang", "via") and value:
             langs = [value] if isinstance(value, str) else value
             codes = {lang for lang in langs if re.fullmatch(r"[\w-]+", lang, re.ASCII)}
+            words = {*METHODS, *ARCHES, "inside", "via", "residuals"}  # in the files' names
+            codes = {lang for lang in codes if not words & {*lang.split("-")}}
             if len(codes) < len(langs):
                 expected = "expected language codes such as ko, each once"
                 raise UserError(f"--{name} {' '.join(langs)}: {expected}")

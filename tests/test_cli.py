@@ -113,6 +113,7 @@ step1 --lr 4e9                 : the loss is (nan|inf); use a lower --lr than 4e
 step2 --out {path}/none        : none/embed.pt: no such file; run: python step1_embed.py
 eval --lang xx                 : xx/test.tsv: no such file; .*without labels use --predict
 step2 --lang ko/               : --lang ko/: expected language codes
+step2 --lang ko-rev            : --lang ko-rev: expected language codes
 step2 --n 9999                 : ko/translated.tsv: only (\d+) distinct pairs; use --n \1 or less
 step2 --n 0                    : --n 0: must be at least 1
 step3 --seed 5000000000         : --seed 5000000000: must be at least 0, below

@@ -198,6 +198,7 @@ LABELLED, SECOND, EMPTY = "positive\t{0}\n", "{0}\nnegative\t{1}\n", "{0}\n\u300
 def test_line_that_is_no_text_is_named(content, line, runs, label):
     with pytest.raises(UserError, match=f"text.txt:{line}: expected 1 non-empty column"):
         label(runs, content.format(*TEXTS).encode())
+    assert len(label(runs, [*TEXTS, "", " "])) == len(TEXTS)  # blank lines at the end
 
 
 def test_line_that_is_not_utf8_is_named(runs, label, monkeypatch):
