@@ -109,7 +109,8 @@ class Encoder(nn.Module):
         super().__init__()
         if pool not in ("mean", "cls"):
             raise ValueError(f"pool {pool!r} is neither 'mean' nor 'cls'")
-        max_len = min(max_len, getattr(lm.config, "max_position_embeddings", None) or max_len)
+        positions = getattr(lm.config, "max_position_embeddings", None) or 0  # XLNet: -1, no limit
+        max_len = min(max_len, positions) if positions > 0 else max_len
         for name, module in lm.named_modules():  # RoBERTa's positions start after the padding id
             if name.endswith("position_embeddings") and isinstance(module, nn.Embedding):
                 first = 0 if module.padding_idx is None else module.padding_idx + 1

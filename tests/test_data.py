@@ -263,7 +263,11 @@ def test_what_a_model_does_not_say_is_measured(tmp_path, capsys):
     assert "token_type_ids" not in ids[0]
     encode(encoder, ["Ж Щ Ю", "good film"])
     assert "33% of the tokens are unknown" in capsys.readouterr().err
-    encoder.lm.config.hidden_size = 16
+    sizes = {"d_model": 16, "n_layer": 1, "n_head": 2, "d_inner": 16}
+    xlnet = hf.XLNetModel(hf.XLNetConfig(vocab_size=len(tokenizer), **sizes))
+    assert 1 in common.Encoder(xlnet, tokenizer).tokenize(texts)[0]["token_type_ids"]
+    encoder.lm.config.hidden_size, encoder.lm.config.max_position_embeddings = 16, 8
+    assert common.Encoder(encoder.lm, tokenizer).max_len == 8
     with pytest.raises(ValueError, match="'max' is neither"):
         common.Encoder(encoder.lm, tokenizer, pool="max")
     assert common.Encoder(encoder.lm, tokenizer).dim == 32
@@ -332,6 +336,17 @@ def test_a_broken_model_is_refused_before_training(world, tmp_path, fault, words
     where = "--data", world.data, "--task", "nli", "--out", tmp_path / "runs"
     refused(lambda: main("step1_embed.py", "--model", model, *where), words)
     assert not (tmp_path / "runs").exists()
+
+
+def test_the_language_of_all_adapters_is_named(tmp_path, capsys):
+    tokenizer = make_tokenizer([" ".join(WORDS)])
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    sizes |= {"intermediate_size": 16, "vocab_size": len(tokenizer), "pad_token_id": 1}
+    config = hf.XmodConfig(**sizes, languages=["en_XX", "id_ID"], default_language="en_XX")
+    for part in tokenizer, hf.XmodModel(config):
+        part.save_pretrained(tmp_path)
+    load_pretrained(tmp_path)
+    assert "XmodModel embeds every text with the adapters of en_XX" in capsys.readouterr().err
 
 
 def test_what_a_folder_declares_and_we_leave_out_is_named(world, tmp_path, capsys):

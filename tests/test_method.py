@@ -380,7 +380,9 @@ def test_what_a_notebook_may_give(encoder):
     assert train_heads(x, y, 2, steps=1)["weight"].dtype == torch.float32
     inside, z = Inside(encoder.lm), torch.zeros(3, encoder.dim)
     assert fit_inside(inside, encoder, texts, z, texts, z, epochs=0) == []
+    state = torch.get_rng_state()
     assert tune(encoder, texts, [0, 1, 0], texts[:1], [2], epochs=0) == []  # a label of dev alone
+    assert torch.equal(torch.get_rng_state(), state)
     wrong = [lambda: fit(aligner, x, x[1:], x, x), lambda: fit(aligner, x, x, x, x[:1])]
     wrong += [lambda: solve("linear", x, x[1:], x, x), lambda: train_heads(x, y + 1, 2)]
     missing = [["a", "b", value] * 10 for value in (float("nan"), None, "")]
