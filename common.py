@@ -336,21 +336,26 @@ def read_lines(path):
 
 def read_texts(lines, file, width):
     """Yield the text, or pair of texts, of each line; raises UserError naming a malformed line."""
-    blank = 0  # the first blank line
+    blank = 0  # the first blank line; they are allowed at the end
     for number, line in enumerate(lines, 1):
-        if SURROGATE.search(line):
-            raise UserError(f"{file}:{number}: not UTF-8; save the file as UTF-8")
-        odd = r'\s*[{\[]\s*(["{]|$)|["\w]+([,;]["\w]+)+$|text(\ttext_b)?$'
+        if number == 1:
+            other_end = "\n" if line.endswith("\r") else "\r"  # old Macs ended lines with \r
+        elif line.endswith(other_end):
+            raise UserError(f"{file}:{number}: a carriage return within the line; remove it")
+        line = compose(line.rstrip("\r\n"))
+        odd = r'\s*[{\[]\s*(["{]|$)|["\w]+([,;]["\w]+)+$|(text|review|sentence)(\ttext_b)?$'
         if number == 1 and re.match(odd, line):
             warn(f"{file}:1: looks like JSON or a header; each line is labelled as plain text")
-        if not line.strip():  # allowed at the end
+        text = tuple(line.split("\t"))
+        if not line.strip():
             blank = blank or number
-            continue
-        number = blank or number
-        text = tuple(compose(line).rstrip("\n").split("\t"))
-        if blank or len(text) != width or not all(part.strip() for part in text):
-            raise UserError(f"{file}:{number}: expected {width} non-empty column(s), no label")
-        yield text
+        elif SURROGATE.search(line):
+            raise UserError(f"{file}:{number}: not UTF-8; save the file as UTF-8")
+        elif blank or len(text) != width or not all(part.strip() for part in text):
+            place = f"{file}:{blank or number}"
+            raise UserError(f"{place}: expected {width} non-empty column(s), no label")
+        else:
+            yield text
 
 
 def read_tsv(path, *headers, labels=None):
@@ -487,6 +492,7 @@ def load(path, kind):
 
 def describe(lang, method=None, arch="fc", via=None, n=None, residuals=False, seed=0):
     """Return the fields that tell one aligner or head from another. An aligner's lang is "jv" or "jv+su"."""
+    lang = lang if isinstance(lang, str) else "+".join(sorted(lang))
     method = method or ("rev" if arch == "inside" else "langalign")
     if residuals and method != "langalign" or arch == "inside" and method == "langalign":
         raise UserError("--arch inside goes with --method rev, --residuals with --method langalign")
@@ -546,12 +552,15 @@ def load_tokenizer(name):
 
 def check_modules(name, pool):
     """Warn of what a sentence-transformers folder declares and this encoder leaves out."""
-    find_file = partial(cached_file, name, _raise_exceptions_for_missing_entries=False)
-    file = find_file("modules.json")
-    for module in json.loads(Path(file).read_text("utf-8")) if file else ():
+
+    def read(file):
+        path = cached_file(name, file, _raise_exceptions_for_missing_entries=False)
+        return json.loads(Path(path).read_text("utf-8")) if path else {}
+
+    for module in read("modules.json"):
         kind = module["type"].rsplit(".", 1)[-1]
-        if kind == "Pooling" and (config := find_file(f"{module['path']}/config.json")):
-            config = json.loads(Path(config).read_text("utf-8"))
+        if kind == "Pooling":
+            config = read(f"{module['path']}/config.json")
             modes = [key for key, value in config.items() if value is True and "_mode_" in key]
             modes = {re.sub("pooling_mode_|_tokens?$", "", mode) for mode in modes}
             modes |= {*np.atleast_1d(config.get("pooling_mode", [])).tolist()}
@@ -559,6 +568,10 @@ def check_modules(name, pool):
                 warn(f"{name} was trained with {'+'.join(modes)} pooling, not --pool {pool}")
         elif kind not in ("Transformer", "Normalize"):
             warn(f"{name}: its module {kind} is left out")
+    settings = read("sentence_bert_config.json") | read("config_sentence_transformers.json")
+    for setting in ("do_lower_case", "default_prompt_name"):
+        if settings.get(setting):
+            warn(f"{name}: its {setting} is left out")
 
 
 def load_pretrained(name, pool="mean", max_len=256, texts=(), **options):
@@ -569,10 +582,10 @@ def load_pretrained(name, pool="mean", max_len=256, texts=(), **options):
     try:
         tokenizer = load_tokenizer(name)
         lm, report = transformers.AutoModel.from_pretrained(name, **flags)
-        lm.pooler = None  # BERT's own, unused here
+        lm.pooler = nn.Identity()  # in place of BERT's own, which has no use here
         kind = type(lm).__name__
         if hasattr(lm, "decoder") or lm.config.is_encoder_decoder or tokenizer.pad_token_id is None:
-            raise ValueError(f"{kind} is not an encoder, or its tokenizer has no padding token")
+            raise ValueError(f"{kind} has a decoder, or its tokenizer no padding token")
         if lost := [key for key in report["missing_keys"] if "pooler" not in key]:
             raise ValueError(f"the files lack {len(lost)} weights of {kind}, such as {lost[0]}")
         if language := getattr(lm.config, "default_language", None):

@@ -79,9 +79,8 @@ def check_texts(lang, split, texts, embed, info):
                 place = f"{split} texts are {gap:.1f} standard deviations from the translations"
                 warn(f"the {place}; another language or domain?")
     if leaks := sum(squeeze(text) in seen for text in texts):
-        warn(
-            f"{leaks} of the {lang} {split} rows ({leaks / len(texts):.1%}) are also training rows"
-        )
+        share = f"{leaks / len(texts):.1%}"
+        warn(f"{leaks} of the {lang} {split} rows ({share}) are also training rows")
     return leaks
 
 
@@ -199,7 +198,8 @@ def main():
         classifier = load_classifier(args.out, args.lang, device, dtype, args.batch_tokens, **flags)
         say(f"labelling with {classifier.head['path']}", file=sys.stderr)
         file = sys.stdin.fileno() if args.predict == "-" else args.predict
-        with open(file, encoding="utf-8-sig", errors="surrogateescape") as source:
+        options = {"encoding": "utf-8-sig", "errors": "surrogateescape", "newline": ""}
+        with open(file, **options) as source:
             return predict(source, args.predict, classifier, args)
 
     encoder, info = load_encoder(args.out, device, dtype, args.data, args.batch_tokens)

@@ -211,7 +211,7 @@ def report(predicted, x, y, mean, langs):
 def main():
     args = make_parser(__doc__, step=2).parse_args()
     check_flags(args)
-    fields = describe("+".join(sorted(args.lang)), args.method, args.arch, seed=args.seed)
+    fields = describe(args.lang, args.method, args.arch, seed=args.seed)
 
     # e(.), frozen, and e(d_en), e(T(d_en)) of the pairs, (n, D)
     device, dtype, machine = pick_device(args)

@@ -320,7 +320,7 @@ def break_model(folder, fault):
     [
         ("no tokenizer", "is tokenizer.json missing?"),
         ("no padding", "no padding token"),
-        ("an encoder with decoder", "T5Model is not an encoder"),
+        ("an encoder with decoder", "T5Model has a decoder"),
         ("segments that the LM lacks", "index out of range"),
         ("no room", "max_len=2: no room for text next to 3 special tokens"),
         ("ids beyond the table", "has no embedding in this LM"),
@@ -356,6 +356,7 @@ def test_what_a_folder_declares_and_we_leave_out_is_named(world, tmp_path, capsy
     modules = [{"path": path, "type": f"st.models.{kind}"} for path, kind in kinds.items()]
     (model / "modules.json").write_text(json.dumps(modules))
     (model / "1_Pooling").mkdir()
+    (model / "sentence_bert_config.json").write_text('{"do_lower_case": true}')
     old = {"pooling_mode_cls_token": True, "pooling_mode_mean_tokens": False}
     for config in {"pooling_mode": "cls"}, {"pooling_mode": ["cls"]}, old:
         (model / "1_Pooling/config.json").write_text(json.dumps(config))
@@ -364,6 +365,7 @@ def test_what_a_folder_declares_and_we_leave_out_is_named(world, tmp_path, capsy
             err = capsys.readouterr().err
             assert ("with cls pooling, not --pool mean" in err) == (pool == "mean")
             assert "module Dense is left out" in err and "Normalize" not in err
+            assert "its do_lower_case is left out" in err
     main(
         "step1_embed.py",
         "--model",

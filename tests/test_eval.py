@@ -183,7 +183,7 @@ def test_form_of_the_file_does_not_matter(runs, label):
         assert label(runs, same.encode(), "--text") == expected
 
 
-@pytest.mark.parametrize("first", ['{"text": "good film"}', "id,text,label", "text"])
+@pytest.mark.parametrize("first", ['{"text": "good film"}', "id,text,label", "review\r"])
 def test_a_file_of_another_kind_is_named(first, runs, label):
     label(runs, [first, TEXTS[0]])
     assert "text.txt:1: looks like JSON or a header" in label.err
@@ -191,12 +191,18 @@ def test_a_file_of_another_kind_is_named(first, runs, label):
     assert "looks like" not in label.err
 
 
-LABELLED, SECOND, EMPTY = "positive\t{0}\n", "{0}\nnegative\t{1}\n", "{0}\n\u3000\n{1}\n"
-
-
-@pytest.mark.parametrize("content, line", [(LABELLED, 1), (SECOND, 2), (EMPTY, 2)])
-def test_line_that_is_no_text_is_named(content, line, runs, label):
-    with pytest.raises(UserError, match=f"text.txt:{line}: expected 1 non-empty column"):
+@pytest.mark.parametrize(
+    "content, place",
+    [
+        ("positive\t{0}\n", "1: expected 1 non-empty column"),
+        ("{0}\nnegative\t{1}\n", "2: expected 1 non-empty column"),
+        ("{0}\n\u3000\n{1}\n", "2: expected 1 non-empty column"),
+        ("{0}\n{1}\r{2}\n", "2: a carriage return"),
+        ("{0}\r{1}\n{2}\n", "2: a carriage return"),
+    ],
+)
+def test_line_that_is_no_text_is_named(content, place, runs, label):
+    with pytest.raises(UserError, match=f"text.txt:{place}"):
         label(runs, content.format(*TEXTS).encode())
     assert len(label(runs, [*TEXTS, "", " "])) == len(TEXTS)  # blank lines at the end
 
