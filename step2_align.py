@@ -141,12 +141,15 @@ def doubts_of(sources, translations):
         f"are the same, {text[:50]!r}": count,
         f"are three times too long or short, such as {' '.join(odd)[:50]!r}": len(odd),
     }
-    edges = [("begin", slice(8), 0.2), ("end", slice(-8, None), 0.2), ("start", slice(3), 0.5)]
-    for place, part, share in edges:
-        edge, count = Counter(b[part] for b in set(pairs.values())).most_common(1)[0]
-        alike = Counter(side for a in pairs for side in {a[part], a[:8]}).most_common(1)[0][1]
-        if count > max(share * len(pairs), 2 * alike):  # natural texts: 8 characters at most 8%
-            counts[f"{place} with {edge!r}"] = count
+    begin, end = ("begin", slice(8)), ("end", slice(-8, None))
+    edges = [(*begin, 1, 0.2), (*end, 1, 0.2), (*begin, 10, 0.4), (*end, 10, 0.4)]
+    for place, part, top, share in [*edges, ("start", slice(3), 1, 0.5)]:
+        common = Counter(b[part] for b in set(pairs.values())).most_common(top)
+        usual = Counter(side for a in pairs for side in {a[part], a[:8]}).most_common(top)
+        count, alike = (sum(n for _, n in found) for found in (common, usual))
+        # natural texts: the first in at most 8%, the first ten in at most 28%
+        if count > max(share * len(pairs), 2.5 * alike):
+            counts[f"{place} with {common[0][0]!r}{' or alike' * (top > 1)}"] = count
     many = max(2, 0.02 * len(pairs))  # fewer are normal
     return [f"{n} of {len(pairs)} translations {words}" for words, n in counts.items() if n > many]
 
