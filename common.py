@@ -42,13 +42,13 @@ METHODS = {  # what a head is trained on, in the order of eval's table
     "native": "labelled rows in the target language",
 }
 compose = partial(unicodedata.normalize, "NFC")  # how all text is read
-SURROGATE = re.compile("[\ud800-\udfff]")  # half a character; read_texts has them for bad bytes
+SURROGATE = re.compile("[\ud800-\udfff]")  # half a character, or a byte that is not UTF-8
 
 # Several GPUs: torchrun starts WORLD processes, this one is RANK, and rank 0 alone prints and writes
 TORCHRUN = dist.is_torchelastic_launched() and "RANK" in os.environ
 WORLD = int(os.environ.get("WORLD_SIZE") or 1) if TORCHRUN else 1
 RANK = int(os.environ["RANK"]) if WORLD > 1 else 0
-bar = partial(tqdm, delay=2, leave=False, disable=True if RANK else None)  # None: not in pipes
+bar = partial(tqdm, delay=2, leave=False, disable=True if RANK else None)  # None: in terminals
 
 
 class UserError(ValueError):
@@ -260,7 +260,7 @@ class Aligner(nn.Module):
 
 
 class Inside(nn.Module):
-    """A inside the frozen LM (ours): LoRA in every linear layer (Hu et al. 2021), W + up down with rank R, scale 1
+    """A inside the frozen LM (ours): LoRA in every linear layer (Hu et al. 2021), W + up @ down of rank R, scale 1
     and `up` initialised to zero. Active only within `with inside.on(encoder):`."""
 
     def __init__(self, lm, rank=8):
@@ -365,7 +365,8 @@ def read_tsv(path, *headers, labels=None):
         header, expected = " ".join(header)[:60], ", or ".join(headers)
         raise UserError(f"{path}:1: header is {header!r}; expected, tab-separated: {expected}")
     for line, row in enumerate(rows, 2):
-        if len(row) != len(header) or row[1:] == header[1:] or not all(map(str.strip, row[1:])):
+        again = row[0].strip("\ufeff") == "label" and row[1:] == header[1:]  # files joined by cat
+        if again or len(row) != len(header) or not all(map(str.strip, row[1:])):
             raise UserError(f"{path}:{line}: expected {len(header)} columns, no text empty: {row}")
         if labels and row[0] not in labels:
             raise UserError(f"{path}:{line}: label {row[0]!r} is not one of step 1's {labels}")
@@ -408,7 +409,7 @@ def load_english(info):
 
 
 def fixed_order(count, seed=0):
-    """Return a fixed shuffle of range(count), seeded by the paper's number."""
+    """Return a fixed shuffle of range(count), seeded by the paper's arXiv number."""
     return np.random.default_rng(2503 + seed).permutation(count).tolist()
 
 
@@ -427,8 +428,10 @@ def load_translated(info, lang, n=None, labelled=False):
     texts d_en, translations T(d_en), y (n,) if `labelled`)."""
     path = Path(info["data"], info["task"], lang, "translated.tsv")
     rows = read_tsv(path, *PAIRS, labels=info["labels"] if labelled else None)
-    distinct = {row[1:]: row for row in reversed(rows)}  # of equal pairs the first counts
-    rows = [row for row in rows if distinct[row[1:]] is row]
+    distinct = {}
+    for row in rows:  # of equal pairs the first counts
+        distinct.setdefault(row[1:], row)
+    rows = list(distinct.values())
     if n is not None and n > len(rows):
         raise UserError(f"{path}: only {len(rows)} distinct pairs; use --n {len(rows)} or less")
     rows = [rows[i] for i in fixed_order(len(rows))[:n]]
@@ -538,7 +541,7 @@ def find(out, kind, digest, lang, **flags):
 
 
 def load_tokenizer(name):
-    """Return AutoTokenizer with the parts of tokenizer.json, which some classes of transformers change."""
+    """Return AutoTokenizer, with the parts of tokenizer.json that some tokenizer classes override."""
     find_file = partial(cached_file, name, _raise_exceptions_for_missing_entries=False)
     if find_file("adapter_config.json"):
         raise ValueError("it holds an adapter; merge it into the LM first (peft: merge_and_unload)")
@@ -653,7 +656,7 @@ def load_encoder(out="runs", device="cpu", dtype=None, data=None, batch_tokens=N
         raise UserError(f"{folder / odd[0]}: {problem}")
     options = {"batch_tokens": batch_tokens, "digest": info["lm"]}
     encoder = load_pretrained(folder, info["pool"], info["max_len"], **options)
-    encoder.segments = info.get("segments")  # older run folders were trained without
+    encoder.segments = info.get("segments")  # older run folders had no token_type_ids
     encoder.eval().requires_grad_(False)
     for parameter in encoder.parameters():  # one by one: buffers such as rotary ones stay fp32
         parameter.data = parameter.data.to(device, dtype)

@@ -70,8 +70,9 @@ def check_texts(lang, split, texts, embed, info):
     for name in f"{lang}/train.tsv", f"{lang}/translated.tsv", "en/train.tsv":
         path = Path(info["data"], info["task"], name)
         rows = read_tsv(path, *ROWS, *PAIRS) if path.exists() else []
-        seen |= {squeeze(side) for row in rows for side in (row[1 : 1 + width], row[-width:])}
-        if rows and path.name == "translated.tsv":
+        half = 1 + len(rows[0]) // 2 if rows and path.name == "translated.tsv" else None
+        seen |= {squeeze(side) for row in rows for side in (row[1:half], row[half or 1 :])}
+        if half == 1 + width:
             spaced = rows[:: math.ceil(len(rows) / 500)]
             x, y = embed(texts), embed([row[-width:] for row in spaced])  # (N, D), (500, D)
             gap = (x.mean(0) - y.mean(0)).norm() / y.var(0).sum().sqrt()
@@ -208,9 +209,9 @@ def main():
     heads = [head for head in found if head["lm"] == encoder.digest]
     if len(heads) < len(found):
         warn("heads of another LM or task are ignored; rerun step 3")
+    heads = [head for head in heads if head["lang"] in (args.lang, "")]  # "": the English head
     if len({(head["l2"], head.get("english")) for head in heads}) > 1:
         warn("heads have other English rows or --l2; rerun step 3 so that gains can be compared")
-    heads = [head for head in heads if head["lang"] in (args.lang, "")]  # "": the English head
     for head in heads:
         check_head(args.out, head)
     order = list(METHODS)

@@ -22,14 +22,14 @@ from common import load_pretrained, make_optimizer, make_parser, pick_device, ru
 from common import shuffled, warn
 
 
-@torch.random.fork_rng()
+@torch.random.fork_rng(devices=[])  # leave the CPU's random state as it was
 def tune(encoder, texts, y, dev_texts, dev_y, epochs=3, lr=5e-5, batch=32, seed=0, dropout=0.1):
     """Fine-tune e(.) with a linear classifier on top, labels y (N,) (paper, Step 1). Keeps the best dev epoch,
     discards the classifier, returns loss and dev accuracy per epoch. Word embeddings stay frozen (our choice)."""
     torch.manual_seed(seed)
     sizes = [len(texts), len(dev_texts)]  # together, so that strings mean the same in both
     y, dev_y = as_labels(np.concatenate([y, dev_y]), sum(sizes)).split(sizes)
-    encoder.lm.get_input_embeddings().requires_grad_(False)  # English moves only its own tokens
+    encoder.lm.get_input_embeddings().requires_grad_(False)  # English would move only its own
     head = nn.Linear(encoder.dim, 1 + int(max(y.max(), dev_y.max())))
     model = nn.Sequential(encoder, nn.Dropout(dropout), head).to(encoder.lm.device)
     optimizer, schedule = make_optimizer(model.parameters(), lr, epochs * math.ceil(len(y) / batch))

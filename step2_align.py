@@ -35,11 +35,11 @@ def as_pairs(x, y, held_x, held_y):
 
 
 # The paper: FC or AE, trained by Eq. 1 ----------------------------------------------------------
-@torch.random.fork_rng()  # dropout draws from the global generator: leave it as it was
+@torch.random.fork_rng(devices=[])  # dropout draws from the CPU's global generator
 def fit(aligner, x, y, held_x, held_y, epochs=30, lr=1e-3, batch=128, weight_decay=1.0, seed=0):
     """Train `aligner` in place to minimise Eq. 1, the squared error between A(x) and y: x = e(d_en), y = e(T(d_en)),
     both (N, D); swap them for Rev-LangAlign. Keeps the best held-out epoch, returns the held-out MSE per epoch.
-    seed: of the batches and dropout. A's first weights are drawn when it is made."""
+    seed sets batches and dropout. A's initial weights were drawn by its constructor."""
     torch.manual_seed(seed)
     x, y, held_x, held_y = as_pairs(x, y, held_x, held_y)
     x, y = x.to(aligner.mean_x), y.to(aligner.mean_x)  # device
@@ -71,7 +71,7 @@ def fit(aligner, x, y, held_x, held_y, epochs=30, lr=1e-3, batch=128, weight_dec
 def solve(arch, x, y, held_x, held_y, ridges=(1e-3, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)):
     """Return the Aligner A(x) = (x - mean_x) W + mean_y of the pairs x, y (N, D), in closed form, on the CPU.
     shift       W = I: the difference of the means
-    procrustes  W orthogonal, from the SVD of X^T Y (Schonemann 1966), the nearest to I if pairs leave W open
+    procrustes  W orthogonal, from the SVD of X^T Y (Schonemann 1966), near I where pairs do not determine it
     linear      W = I + (X^T X + r I)^-1 X^T (Y - X), ridge toward I: directions without data stay as they are;
                 r is the multiple (from `ridges`) of X^T X's mean eigenvalue with the lowest held-out MSE"""
     if arch not in CLOSED:
@@ -132,20 +132,21 @@ def fit_inside(inside, encoder, texts, y, held, held_y, epochs=None, lr=3e-3, ba
 def doubts_of(sources, translations):
     """Return warnings about translations that are copied, the same, of odd length, or that begin or end alike
     although their sources do not, as with an LLM's preamble."""
-    pairs = dict(zip(sources, translations))
-    text, count = Counter(pairs.values()).most_common(1)[0]
-    ratio = median(len(b) / len(a) for a, b in pairs.items())
-    odd = [b for a, b in pairs.items() if not 1 / 3 < (len(b) + 20) / (ratio * len(a) + 20) < 3]
+    pairs = list(dict.fromkeys(zip(sources, translations)))
+    sources, translations = {a for a, _ in pairs}, {b for _, b in pairs}
+    text, count = Counter(b for _, b in pairs).most_common(1)[0]
+    ratio = median(len(b) / len(a) for a, b in pairs)
+    odd = [b for a, b in pairs if not 1 / 3 < (len(b) + 20) / (ratio * len(a) + 20) < 3]
     counts = {
-        "repeat their source": sum(a.casefold() in b.casefold() for a, b in pairs.items()),
+        "repeat their source": sum(a.casefold() in b.casefold() for a, b in pairs),
         f"are the same, {text[:50]!r}": count,
         f"are three times too long or short, such as {' '.join(odd)[:50]!r}": len(odd),
     }
     begin, end = ("begin", slice(8)), ("end", slice(-8, None))
-    edges = [(*begin, 1, 0.2), (*end, 1, 0.2), (*begin, 10, 0.4), (*end, 10, 0.4)]
+    edges = [(*begin, 1, 0.2), (*end, 1, 0.2), (*begin, 10, 0.6), (*end, 10, 0.6)]
     for place, part, top, share in [*edges, ("start", slice(3), 1, 0.5)]:
-        common = Counter(b[part] for b in set(pairs.values())).most_common(top)
-        usual = Counter(side for a in pairs for side in {a[part], a[:8]}).most_common(top)
+        common = Counter(b[part] for b in translations).most_common(top)
+        usual = Counter(side for a in sources for side in {a[part], a[:8]}).most_common(top)
         count, alike = (sum(n for _, n in found) for found in (common, usual))
         # natural texts: the first in at most 8%, the first ten in at most 28%
         if count > max(share * len(pairs), 2.5 * alike):
@@ -154,25 +155,26 @@ def doubts_of(sources, translations):
     return [f"{n} of {len(pairs)} translations {words}" for words, n in counts.items() if n > many]
 
 
-def check_pairs(english, target, x, y, task_x):
-    """Warn of unusable pairs, from their texts and embeddings (n, D). Print the domain gap: the distance between
+def check_pairs(lang, english, target, x, y, task_x):
+    """Warn of unusable pairs of a language, by texts and embeddings (n, D). Print the domain gap: the distance between
     the means of x and of the task's English, task_x (M, D), in the task's total standard deviations."""
     for doubt in doubts_of(chain(*english), chain(*target)):
-        warn(f"{doubt}; translate these rows again, or leave them out")
+        warn(f"{lang}: {doubt}; translate these rows again, or leave them out")
     spread = task_x.var(0).sum().sqrt()  # total standard deviation
     gap, gap_y = ((t.mean(0) - task_x.mean(0)).norm().div(spread).item() for t in (x, y))
-    say(f"domain gap between the pairs' English and the task's: {gap:.2f} standard deviations")
+    what = f"domain gap between the English of the {lang} pairs and the task's"
+    say(f"{what}: {gap:.2f} standard deviations")
     # n rows of the task itself have a gap of 1 / sqrt(n) by chance; 0.1: data/RESULTS.md
     if gap > 0.1 + len(x) ** -0.5:
-        warn("the pairs are far from the task's text; expect no gain; --arch inside may even hurt")
-    # In the order of the file, does the next or previous row's translation fit better than its own?
+        warn(f"{lang}: far from the task's text; expect no gain, or harm from --arch inside")
+    # With all pairs, in the file's order: does the next or previous row's translation fit better than its own?
     place = np.argsort(fixed_order(len(x)))
     a, b = (F.normalize((t - t.mean(0))[place], dim=1) for t in (x, y))
     better = [((a * b.roll(k, 0)).sum(1) > (a * b).sum(1)).float().mean() for k in (1, -1, 7)]
-    if max(better[:2]) > better[2] + 0.03 + len(x) ** -0.5:  # right files: at most better + 0.01
-        warn("translations fit neighbouring rows; is a part of translated.tsv shifted by a row?")
+    if max(better[:2]) > better[2] + 0.03 + len(x) ** -0.5:  # right files: at most 0.01 more
+        warn(f"{lang}: translations fit neighbouring rows; is a part of the file shifted by a row?")
     if gap_y < 0.8 * gap:
-        warn("the translations are nearer to the task's text; are the columns swapped?")
+        warn(f"{lang}: the translations are nearer to the task's text; are the columns swapped?")
 
 
 def measure(predicted, y, mean, most=2_000):
@@ -226,8 +228,10 @@ def main():
     task, _ = load_task(info, "en", "train")
     task = [task[i] for i in fixed_order(len(task))[:2_000]]
     x, y = cached(encoder, args.out, [*english, *target]).split(len(english))
-    task_x = cached(encoder, args.out, task)  # apart: pairs of texts, or single ones
-    check_pairs(english, target, x, y, task_x)
+    task_x = cached(encoder, args.out, task)  # a call of its own: pairs may be single texts
+    for lang in counts:
+        i = [k for k, other in enumerate(langs) if other == lang]
+        check_pairs(lang, [english[k] for k in i], [target[k] for k in i], x[i], y[i], task_x)
 
     if fields["method"] == "rev":
         x, y = y, x

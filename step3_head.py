@@ -117,8 +117,10 @@ def main():
             residuals = cache(target) - aligner.map(cache(source))
         x, dev_x = aligner.map(x), aligner.map(dev_x)
     elif method == "centred":  # English moved onto the mean of unlabelled text
-        unlabelled = read_texts(read_lines(args.unlabelled), args.unlabelled, len(texts[0]))
-        shift = cache(list(unlabelled)).mean(0) - x.mean(0)  # (D,)
+        unlabelled = list(read_texts(read_lines(args.unlabelled), args.unlabelled, len(texts[0])))
+        if not unlabelled:
+            raise UserError(f"{args.unlabelled}: no text; give one per line")
+        shift = cache(unlabelled).mean(0) - x.mean(0)  # (D,)
         x, dev_x = x + shift, dev_x + shift
     elif method == "native":
         texts, y = load_task(info, args.lang, "train")

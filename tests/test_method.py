@@ -409,7 +409,7 @@ def test_a_shifted_part_of_the_pairs_is_noticed(share, odd, capsys):
     part = int(share * 400)
     moved = torch.cat([file[:part].roll(1, 0), file[part:]]) + 0.5 * torch.randn(400, 16)
     order = fixed_order(400)
-    check_pairs(texts, texts, file[order], moved[order], file)
+    check_pairs("ko", texts, texts, file[order], moved[order], file)
     assert ("shifted by a row" in capsys.readouterr().err) == odd
 
 
