@@ -86,10 +86,10 @@ def as_labels(y, rows, classes=None):
 def as_rows(x, dim=None):
     """Return embeddings, a tensor or an array (N, D), in fp32. Raises ValueError for another shape, D not `dim`, or
     a row that is not finite."""
-    foreign, x = not torch.is_tensor(x), torch.as_tensor(x).detach().float()
+    x = torch.as_tensor(x).detach().float()
     if x.dim() != 2 or x.shape[1] != (dim or x.shape[1]):
         raise ValueError(f"embeddings of shape {tuple(x.shape)}; expected (N, {dim or 'D'})")
-    if foreign and len(bad := x.isfinite().all(1).logical_not().nonzero()):  # encode checks its own
+    if x.is_cpu and len(bad := x.isfinite().all(1).logical_not().nonzero()):  # GPUs would wait
         raise ValueError(f"embeddings[{bad[0].item()}] is not finite")
     return x
 
@@ -133,7 +133,7 @@ class Encoder(nn.Module):
         if device == "cpu" and torch.is_grad_enabled():  # fused attention is slow backwards there
             attention = nn.attention.sdpa_kernel(nn.attention.SDPBackend.MATH)
         with attention, torch.autocast(device, self.autocast, enabled=self.autocast is not None):
-            hidden = self.lm(**batch).last_hidden_state.float()  # (B, T, D)
+            hidden = self.lm(**batch, return_dict=True).last_hidden_state.float()  # (B, T, D)
         return masked_mean(hidden, batch["attention_mask"]) if self.pool == "mean" else hidden[:, 0]
 
     def tokenize(self, texts):
@@ -327,6 +327,8 @@ def read_lines(path):
         line = err.object.count(b"\n", 0, err.start) + 1
         raise UserError(f"{path}:{line}: not UTF-8; data/convert.py --encoding reads other files")
     except FileNotFoundError:
+        if Path(path).suffix != ".tsv":
+            raise
         langs = ", ".join(sorted(folder.name for folder in Path(path).parent.parent.glob("*/")))
         hint = f"check --data, --task and --lang (there: {langs or 'nothing'}; see data/README.md)"
         hint += "; without labels use --predict" if Path(path).name == "test.tsv" else ""
@@ -343,9 +345,9 @@ def read_texts(lines, file, width):
         elif line.endswith(other_end):
             raise UserError(f"{file}:{number}: a carriage return within the line; remove it")
         line = compose(line.rstrip("\r\n"))
-        odd = r'\s*[{\[]\s*(["{]|$)|["\w]+([,;]["\w]+)+$|(text|review|sentence)(\ttext_b)?$'
+        odd = r'\s*[{\[]\s*(["{]|$)|["\w]+([,;\t]["\w]+)+$|(text|review|sentence)$|".*"$'
         if number == 1 and re.match(odd, line):
-            warn(f"{file}:1: looks like JSON or a header; each line is labelled as plain text")
+            warn(f"{file}:1: looks like JSON, CSV or a header; each line is read as plain text")
         text = tuple(line.split("\t"))
         if not line.strip():
             blank = blank or number
@@ -383,7 +385,7 @@ def describe_task(data, task):
     rows = read_tsv(path, *ROWS)
     labels = sorted({row[0] for row in rows})
     looks = {unicodedata.normalize("NFKC", label).casefold() for label in labels}
-    looks = {re.sub(r"[\s\u00ad\u200b-\u200d\ufeff]", "", look) for look in looks}
+    looks = {re.sub(r"[\s\u00ad\u200b-\u200d\ufe00-\ufe0f\ufeff]", "", look) for look in looks}
     if len(looks) < max(2, len(labels)) or "" in looks:
         raise UserError(f"{path}: {labels}: need at least two, none empty, none that look the same")
     if len(labels) > max(2, len(rows) / 10):
@@ -652,7 +654,7 @@ def load_encoder(out="runs", device="cpu", dtype=None, data=None, batch_tokens=N
     """Load the frozen Encoder and info (contents of embed.pt) of a run folder; `data` overrides the data root."""
     info, folder = load(Path(out, "embed.pt"), "embed"), Path(out, "encoder")
     if odd := sorted(name for name, _ in info["files"].items() ^ digests_of(folder).items()):
-        problem = "missing or changed since step 1; restore it, or rerun step 1"
+        problem = "missing, changed or new since step 1; restore it, or delete a new file"
         raise UserError(f"{folder / odd[0]}: {problem}")
     options = {"batch_tokens": batch_tokens, "digest": info["lm"]}
     encoder = load_pretrained(folder, info["pool"], info["max_len"], **options)

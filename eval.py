@@ -190,12 +190,12 @@ def main():
     check_flags(args)
     flags = {name: vars(args)[name] for name in describe(args.lang) if name != "lang"}
     given = [name for name in (*flags, "all", "text") if vars(args)[name] != p.get_default(name)]
-    if given and not args.predict:
+    if given and args.predict is None:
         warn(f"--{' --'.join(given)} without --predict has no effect: all heads are evaluated")
     device, dtype, machine = pick_device(args)
     if args.predict == "-" and WORLD > 1:
         raise UserError("--predict - cannot be shared by several processes; give a file")
-    if args.predict:
+    if args.predict is not None:
         classifier = load_classifier(args.out, args.lang, device, dtype, args.batch_tokens, **flags)
         say(f"labelling with {classifier.head['path']}", file=sys.stderr)
         file = sys.stdin.fileno() if args.predict == "-" else args.predict

@@ -83,6 +83,10 @@ def main():
     texts, y, dev_texts, dev_y = load_english(info)
     encoder = load_pretrained(args.model, args.pool, args.max_len, texts).to(device)
     encoder.autocast, encoder.batch_tokens = dtype, args.batch_tokens
+    try:
+        encode(encoder, texts[:1], progress="")
+    except RuntimeError as err:  # some models lack operators in 16 bits
+        raise UserError(f"--model {args.model}: {err}; try --amp off")
     folder = Path(args.out, "encoder")
     if folder.exists() and not Path(args.out, "embed.pt").exists():
         raise UserError(f"{folder}: exists without embed.pt; delete it, or choose another --out")
@@ -100,7 +104,7 @@ def main():
     history = tune(encoder, texts, y, dev_texts, dev_y, **options) if args.epochs else []
     save_encoder(encoder, args.out, info | options | {"history": history})
 
-    majority = (dev_y.bincount().max() / len(dev_y)).item()
+    majority = dev_y.bincount().max().item() / len(dev_y)
     for epoch, record in enumerate(history, 1):
         say("epoch {}: loss {loss:.3f}, English dev accuracy {dev:.2%}".format(epoch, **record))
     say(f"majority class {majority:.2%} -> {folder}")

@@ -131,10 +131,15 @@ BROKEN = [  # (what is broken, command, what the line says)
     (put("file", b""), "step1 --out {path}/file", "file"),
     (dev_labels, "step1", r"dev.tsv:2: label 'good' is not one of step 1's .*'positive'\]"),
     (pairs(unlabelled), "step3 --method translated --data {data}", "tsv:2: label '' is not"),
+    (pairs(sorted), "step3 --data {data}", "changed since step 2; rerun step 2"),
     (second_aligner, "step3", r"by --n: align-ko-fc-n\d+.pt align.*n9.pt"),
     (another_lm, "step3", "another LM than encoder/; run: python step2_align.py"),
     (put("runs/embed.pt", b"hello\n"), "step2", "embed.pt: damaged.*; delete it and make it again"),
-    (second_language, "step3 --via xx ko --n 30", "run: python step2_align.py .*--lang ko xx"),
+    (
+        second_language,
+        "step3 --via xx ko --n 30 --data {data}",
+        "run: python step2_align.py .*--lang ko xx",
+    ),
     (
         put("text", b"good\nbad\n"),
         "eval --predict {path}/text --arch inside --seed 3",

@@ -207,9 +207,9 @@ def test_an_encoder_folder_of_another_run_is_refused(folder, tmp_path):
     assert load_encoder(folder, data="moved")[1]["data"] == "moved"
     weights = folder / "encoder/model.safetensors"
     save_file({k: v + 1 for k, v in load_file(weights).items()}, weights)
-    refused(lambda: load_encoder(folder), weights, "changed since step 1", "rerun step 1")
+    refused(lambda: load_encoder(folder), weights, "changed or new since step 1")
     shutil.rmtree(folder / "encoder")
-    refused(lambda: load_encoder(folder), folder / "encoder", "changed since step 1")
+    refused(lambda: load_encoder(folder), folder / "encoder", "new since step 1")
     refused(lambda: load_encoder(tmp_path / "none"), "none/embed.pt", "python step1_embed.py")
 
 
