@@ -55,7 +55,9 @@ def pooled_means(folders, lang):
     def line_of(r):
         if r["method"] in names:
             return POOLED[0], r["job"]["own"]
-        return POOLED[1] if r["method"] == "inside" else r["method"], r.get("n")
+        if r["method"] == "inside":
+            return POOLED[1], r["n"]
+        return r["method"] if r["method"] in LEVELS else "", None
 
     points = average(collect(folders, [lang], line_of))
     points[POOLED[1], 0] = 0, 0, len(folders)  # without pairs: English

@@ -89,6 +89,7 @@ def test_a_picture_of_own_pairs_with_and_without_relatives(tmp_path, capsys):
     out, pool = tmp_path / "a.svg", {"pool": ["jv", "su"], "owner": "ace"}
     points = [("inside of jv su, unseen", None, 0.2, 0), ("inside of jv su, own", 25, 0.25, 25)]
     points += [("inside", 25, 0.1, 0), ("inside", 50, 0.15, 0), ("native", None, 0.22, 0)]
+    points += [("fc", 900, 0.3, 0)]  # not drawn
     rows = [dict(zip(("method", "n", "gain"), p)) | {"job": pool | {"own": p[3]}} for p in points]
     other = {"lang": "jv", "method": "inside", "n": 25, "gain": 0.9, "job": {"owner": None}}
     rows = [{"lang": "ace"} | row for row in rows]
@@ -97,6 +98,7 @@ def test_a_picture_of_own_pairs_with_and_without_relatives(tmp_path, capsys):
     svg = out.read_text()
     for words in ("with relatives +25.0", "own pairs alone +15.0", "native rows +22.0"):
         assert words in svg
+    assert "900" not in svg
     assert svg.count("<circle") == 2 + 3 and ">0</text>" in svg  # own pairs alone start at 0, 0
     with pytest.raises(UserError, match="no own pairs; .* --pool ... --own 25 50 --lang jv"):
         plot.main(["--pooled", str(tmp_path), "--lang", "jv", "--out", str(out)])
