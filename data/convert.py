@@ -209,10 +209,13 @@ def quoted(counts):
 
 
 def renames(text):
-    """Return "1=negative,5=positive" as a dict, for argparse."""
-    items = re.findall("([^=,]+)=([^=,]+)", text)
-    new_names = {canonical(clean(old)): clean(new) for old, new in items}
-    if ",".join(map("=".join, items)) != text or len(new_names) < len(items):
+    r"""Return "1=negative,5=positive" as a dict, for argparse. In a label \, and \= are , and =."""
+    name = r"((?:\\[,=]|[^,=])+)"
+    items = re.findall(f"{name}={name}", text)
+    whole = ",".join(map("=".join, items)) == text
+    items = [[clean(re.sub(r"\\([,=])", r"\1", label)) for label in item] for item in items]
+    new_names = {canonical(old): new for old, new in items}
+    if not whole or len(new_names) < len(items):
         raise argparse.ArgumentTypeError(f"{text!r} is not like 1=negative,5=positive")
     return new_names
 
