@@ -2,19 +2,16 @@
 
 import json
 import shutil
-import sys
 
 import pytest
-import step3_head
 import torch
 import torch.nn.functional as F
-from conftest import ROOT, few_steps
-
-sys.path.insert(1, str(ROOT / "data"))
+from conftest import few_steps
 
 import experiments
 import plot
 import rivals
+import step3_head
 from common import UserError
 
 

@@ -1,6 +1,5 @@
 """data/export.py: the folder it writes labels as the product does, on tiny models."""
 
-import importlib.util
 import json
 import re
 import shutil
@@ -15,15 +14,14 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, few_steps, main, make_encoder
+from conftest import ROOT, few_steps, main, make_encoder, step1
 
-spec = importlib.util.spec_from_file_location("export", ROOT / "data/export.py")
-export = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(export)
+import export
 from common import UserError, encode, find, load_encoder, load_task
 from eval import classify, logits_of
 
 KO = "--lang", "ko"
+UNSEEN = "--lang", "xx", "--via", "ko", "--arch", "inside"
 README = (ROOT / "data/README.md").read_text(encoding="utf-8")
 SINGLE, PAIRS, ONNX, SERVICE, ELSEWHERE = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 
@@ -46,20 +44,11 @@ def heads(runs, tmp_path_factory):
         for arch in ("ae", "linear", "procrustes", "shift"):
             for script in ("step2_align.py", "step3_head.py"):
                 main(script, *KO, "--out", out, "--arch", arch, "--method", "rev")
-        where = "--lang", "xx", "--via", "ko", "--out", out, "--arch", "inside"
-        main("step3_head.py", *where)
+        main("step3_head.py", *UNSEEN, "--out", out)
         main("step3_head.py", *KO, "--out", out, "--method", "mixed")
         (out / "unlabelled.txt").write_text("the film\nthe food\n", encoding="utf-8")
-        main(
-            "step3_head.py",
-            *KO,
-            "--out",
-            out,
-            "--method",
-            "centred",
-            "--unlabelled",
-            out / "unlabelled.txt",
-        )
+        centred = "--method", "centred", "--unlabelled", out / "unlabelled.txt"
+        main("step3_head.py", *KO, "--out", out, *centred)
     return out
 
 
@@ -98,8 +87,7 @@ def pair(world, tmp_path_factory):
     make_encoder(path / "bert", "bert")
     with pytest.MonkeyPatch.context() as patch:
         few_steps(patch, 50)
-        where = "--data", world.data, "--task", "nli", "--out", path / "runs"
-        main("step1_embed.py", *where, "--model", path / "bert", "--epochs", 0, "--pool", "cls")
+        step1(path / "bert", world.data, path / "runs", "--pool", "cls", task="nli")
         main("step2_align.py", *KO, "--method", "rev", "--out", path / "runs")
         main("step3_head.py", *KO, "--method", "rev", "--out", path / "runs")
         patch.chdir(path)
@@ -109,19 +97,15 @@ def pair(world, tmp_path_factory):
 
 def test_cards(heads, pair, tmp_path):
     card = read_card(pair)
-    assert card.startswith(
-        '---\nlanguage: ["ko"]\nlicense: mit\npipeline_tag: text-classification\n'
-    )
+    assert card.startswith('---\nlanguage: ["ko"]\nlicense: mit\npipeline_tag: text-class')
     assert "python step2_align.py --lang ko --method rev --arch fc --n" in card
     before = read_card(ship(heads, tmp_path / "before", "--arch", "inside"))
     main("eval.py", *KO, "--out", heads)
     card = read_card(ship(heads, tmp_path / "s", "--arch", "inside"))
-    assert (
-        re.search(r"\| ko \| 200 test rows \| \d+\.\d\d% \|", card) and "license: unknown" in card
-    )
+    assert "license: unknown" in card
+    assert re.search(r"\| ko \| 200 test rows \| \d+\.\d\d% \|", card)
     assert "test rows |" not in before  # eval.py had not judged these weights
-    unseen = "--lang", "xx", "--via", "ko", "--arch", "inside"
-    assert 'language: ["ko", "xx"]' in read_card(ship(heads, tmp_path / "x", *unseen))
+    assert 'language: ["ko", "xx"]' in read_card(ship(heads, tmp_path / "x", *UNSEEN))
 
 
 def test_sentence_transformers(heads, pair, tmp_path, monkeypatch):
@@ -172,9 +156,8 @@ def test_readme_ship_it(heads, pair, tmp_path, monkeypatch, capsys):
     ship(heads, tmp_path / "shipped", "--arch", "inside")
     monkeypatch.chdir(tmp_path)
     exec(SINGLE, scope := {})  # noqa: S102
-    labels, probabilities = classify(
-        heads, ["the food was good", "the room was dark"], "ko", arch="inside"
-    )
+    texts = ["the food was good", "the room was dark"]
+    labels, probabilities = classify(heads, texts, "ko", arch="inside")
     assert torch.allclose(torch.tensor(scope["probabilities"]), probabilities, atol=0.02)
     assert [line.split()[0] for line in capsys.readouterr().out.splitlines()[-2:]] == labels
     monkeypatch.chdir(pair.parent)
@@ -184,12 +167,8 @@ def test_readme_ship_it(heads, pair, tmp_path, monkeypatch, capsys):
 
 def test_readme_serve_it(heads, monkeypatch):
     monkeypatch.chdir(heads.parent)
-    code = (
-        SERVICE.replace("8000", "0")
-        .replace(".serve_forever()", "")
-        .replace("ThreadingHTTPServer((", "server = ThreadingHTTPServer((")
-    )
-    exec(code, scope := {})  # noqa: S102
+    code = SERVICE.replace("8000", "0").replace(".serve_forever()", "")
+    exec(code.replace("\nThreadingHTTP", "\nserver = ThreadingHTTP"), scope := {})  # noqa: S102
     server = scope["server"]
     threading.Thread(target=server.serve_forever, daemon=True).start()
 

@@ -5,22 +5,19 @@ import json
 import random
 import re
 import shutil
-import sys
 import unicodedata
 
 import pytest
 import torch
 import transformers as hf
-from conftest import ROOT, WORDS, cipher, make_tokenizer, write
+from conftest import WORDS, cipher, make_tokenizer, read_table, write
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers.models.nllb.tokenization_nllb import FAIRSEQ_LANGUAGE_CODES as NLLB
 
-sys.path.insert(1, str(ROOT / "data"))
-
 import step2_align
+import translate
 from common import UserError, fixed_order
-from data import translate
 
 FAST = "--device", "cpu", "--amp", "off", "--beams", 2, "--max-new-tokens", 8
 LETTERS = ["<s>", "<pad>", "</s>", "<unk>", "▁", *map(chr, range(97, 123))]
@@ -81,21 +78,18 @@ def data(tmp_path):
     return tmp_path
 
 
-def table(path):
-    return [line.split("\t") for line in path.read_text("utf-8").split("\n")[:-1]]
-
-
 def run(data, *args, task="mood"):
     """Run the script on Korean; return the rows of translated.tsv in the order of --n, unlabelled."""
     translate.main(["--data", str(data), "--task", task, "--lang", "ko", *map(str, args)])
-    rows = table(data / task / "ko/translated.tsv")[1:]
+    rows = read_table(data / task / "ko/translated.tsv")[1:]
     return [rows[i][1:] for i in fixed_order(len(rows))]
 
 
 def english(data, n, task="mood"):
     """Return the first n rows of train.tsv in the fixed order, without their labels."""
-    rows = list(dict.fromkeys(tuple(row[1:]) for row in table(data / task / "en/train.tsv")[1:]))
-    return [list(rows[i]) for i in fixed_order(len(rows))[:n]]
+    rows = read_table(data / task / "en/train.tsv")[1:]
+    texts = list(dict.fromkeys(tuple(row[1:]) for row in rows))
+    return [list(texts[i]) for i in fixed_order(len(texts))[:n]]
 
 
 # By a model
@@ -196,7 +190,7 @@ def exchange(data, task, n, change):
     out = data / f"{task}{n}.tsv"
     flags = "--data", data, "--task", task, "--n", n, "--export", out, "--force"
     translate.main([str(flag) for flag in flags])
-    header, *rows = table(out)
+    header, *rows = read_table(out)
     header += [name.replace("text", "translation") for name in header[2:]]
     rows = change([[*row, *map(cipher, row[2:])] for row in rows])
     back = write(data / "back.tsv", " ".join(header), rows)
