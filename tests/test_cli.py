@@ -13,7 +13,7 @@ from types import SimpleNamespace
 import bench
 import faults
 import pytest
-from conftest import PLAIN, SCRIPTS, WORDS, cipher, few_steps, main, make_encoder, write
+from conftest import PLAIN, SCRIPTS, WORDS, cipher, few_steps, main, make_encoder, step1, write
 
 import common
 import eval as evaluation
@@ -87,8 +87,7 @@ def second_aligner(place):
 def another_lm(place):
     """Run step 1 again with another LM, so that the aligners in the folder belong to the first."""
     make_encoder(place.path / "other", seed=1)
-    where = "--data", place.data, "--task", "reviews", "--epochs", 0
-    main("step1_embed.py", "--model", place.path / "other", *where, "--out", place.out)
+    step1(place.path / "other", place.data, place.out)
     main("step3_head.py", "--lang", "ko", "--method", "english", "--out", place.out)
 
 
@@ -135,15 +134,10 @@ BROKEN = [  # (what is broken, command, what the line says)
     (another_lm, "step3", "another LM than encoder/; run: python step2_align.py"),
     (put("runs/embed.pt", b"hello\n"), "step2", "embed.pt: damaged.*; delete it and make it again"),
     (second_language, "step3 --via xx ko --n 30", "run: python step2_align.py .*--lang ko xx"),
-    (
-        put("text", b"good\nbad\n"),
-        "eval --predict {path}/text --arch inside --seed 3",
-        "run: .*rev",
-    ),
+    (put("text", b"good\n"), "eval --predict {path}/text --arch inside --seed 3", "run: .*rev"),
 ]
-MISTAKES = [
-    (None, *re.split(" +: ", line, maxsplit=1)) for line in FLAGS.strip().split("\n")
-] + BROKEN
+MISTAKES = [(None, *re.split(" +: ", line, maxsplit=1)) for line in FLAGS.strip().split("\n")]
+MISTAKES += BROKEN
 
 
 def follow(err, play, most=3):
@@ -209,6 +203,10 @@ def other_english(place):
     main("step3_head.py", "--lang", "ko", "--method", "english", *where)
 
 
+def english_test(place):
+    rewrite("ko/test.tsv", lambda rows: [[y, f"{WORDS[0]} {WORDS[1]}"] for y, _ in rows])(place)
+
+
 def first_is_long(rows):
     return [[*rows[0][:-1], f"{rows[0][-1]} " * 300], *rows[1:]]
 
@@ -225,11 +223,7 @@ WARNINGS = [  # (what is broken, command, what it warns of then, and not before)
     (pairs(refused), ALIGN, "translations are the same, '나'; translate"),
     (pairs(untranslated), ALIGN, r"\d+ of \d+ translations repeat their source"),
     (pairs(lambda rows: rows[:30]), ALIGN, "3 held-out pairs are too few to judge A"),
-    (
-        rewrite("ko/test.tsv", lambda rows: [[y, f"{WORDS[0]} {WORDS[1]}"] for y, _ in rows]),
-        "eval --data {data}",
-        "standard deviations from the translations",
-    ),
+    (english_test, "eval --data {data}", "standard deviations from the translations"),
     (other_pairs, "eval --data {data}", "align-ko-fc-n.* has other pairs than head-ko-fc"),
     (other_english, "eval --data {data}", "heads have other English rows or --l2"),
     (dev_is_train, TUNE, "many dev rows are training rows"),
@@ -270,18 +264,14 @@ def ctrl_c(*args):
     signal.raise_signal(signal.SIGINT)
 
 
-@pytest.mark.parametrize(
-    "failure, expected, line",
-    [(full_disk, 2, "error: .*No space left on device.*"), (ctrl_c, 130, "interrupted; rerun.*")],
-)
-def test_an_interrupted_write_is_one_line_and_leaves_no_file(
-    failure, expected, line, place, play, monkeypatch
-):
-    monkeypatch.setattr(Path, "replace", failure)
+def test_an_interrupted_write_is_one_line_and_leaves_no_file(place, play, monkeypatch):
     before = listing(place.path)
-    status, _, err = play("step3")
-    assert status == expected and re.fullmatch(f"{line}\n", err)
-    assert listing(place.path) == before
+    disk, stopped = "error: .*No space left on device.*\n", "interrupted; rerun.*\n"
+    for failure, expected, line in (full_disk, 2, disk), (ctrl_c, 130, stopped):
+        monkeypatch.setattr(Path, "replace", failure)
+        status, _, err = play("step3")
+        assert status == expected and re.fullmatch(line, err)
+        assert listing(place.path) == before
 
 
 def test_data_repoints_a_moved_root(place, play):

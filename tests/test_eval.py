@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import BAD, GOOD, ROOT, cipher, few_steps, main, make_encoder, make_task, write
+from conftest import BAD, GOOD, ROOT, cipher, few_steps, main, make_encoder, make_task, step1
+from conftest import write
 
 import common
 import eval as evaluation
@@ -32,10 +33,8 @@ def test_accuracy_and_gain_by_hand(tmp_path, capsys):
     write(tmp_path / "task/ko/test.tsv", "label text", rows)
     info = {"data": tmp_path, "task": "task", "labels": ["a", "b"], "two_texts": False}
     heads = [heads_of("english", [[0, 1, 1, 1], [0, 1, 0, 1]])]
-    heads += [
-        heads_of("langalign", [[0, 1, 0, 0], [0, 1, 0, 1]]),
-        heads_of("native", [[1, 0, 1, 1]]),
-    ]
+    heads.append(heads_of("langalign", [[0, 1, 0, 0], [0, 1, 0, 1]]))
+    heads.append(heads_of("native", [[1, 0, 1, 1]]))
     embed = lambda texts: torch.eye(len(texts))
     english, langalign, wrong = evaluation.evaluate("ko", heads, None, embed, info)
     assert english["accuracy"] == (2 / 4 + 3 / 4) / 2 and english["gain"] == 0
@@ -115,8 +114,7 @@ def test_leaked_rows_are_counted(world, folder, tmp_path, capsys):
 
 def test_heads_of_another_lm_are_ignored(world, folder, capsys):
     make_encoder(folder / "other", seed=1)
-    where = "--data", world.data, "--task", "reviews", "--out", folder
-    main("step1_embed.py", "--model", folder / "other", *where, "--epochs", 0)
+    step1(folder / "other", world.data, folder)
     with pytest.raises(UserError, match="belongs to another LM.*; run: python step3_head.py"):
         main("eval.py", "--lang", "ko", "--out", folder)
     assert "heads of another LM or task are ignored" in capsys.readouterr().err
@@ -211,8 +209,7 @@ def test_line_that_is_not_utf8_is_named(runs, label, monkeypatch):
 def test_pair_task_takes_two_columns(world, tmp_path, label, monkeypatch):
     few_steps(monkeypatch, 20)
     out = tmp_path / "runs"
-    where = "--model", world.encoder, "--data", world.data, "--task", "nli", "--out", out
-    main("step1_embed.py", *where, "--epochs", 0)
+    step1(world.encoder, world.data, out, task="nli")
     main("step3_head.py", "--lang", "ko", "--method", "english", "--out", out)
 
     texts = [(TEXTS[i], TEXTS[-i - 1]) for i in range(6)]

@@ -11,12 +11,11 @@ from functools import partial
 from types import SimpleNamespace
 
 import pytest
-from conftest import WORDS, few_steps, main, make_encoder, make_row, write
+from conftest import WORDS, few_steps, main, make_encoder, make_row, step1, write
 
 import step2_align
 import step3_head
-from common import UserError, describe, find, load, load_encoder
-from common import load_pairs, path_of, save
+from common import UserError, describe, find, load, load_encoder, load_pairs, path_of, save
 from eval import load_classifier
 
 COUNTS = {"aa": 400, "bb": 250}  # pairs: bb has fewer
@@ -50,8 +49,7 @@ def related(tmp_path_factory):
         few_steps(patch, 200)
         fit_inside = partial(step2_align.fit_inside, epochs=6, lr=1e-2)
         patch.setattr(step2_align, "fit_inside", fit_inside)
-        flags = "--data", data, "--task", "task", "--out", out, "--epochs", 2, "--lr", 1e-3
-        main("step1_embed.py", "--model", encoder, *flags)
+        step1(encoder, data, out, "--lr", 1e-3, task="task", epochs=2)
         for arch in ("linear", "inside"):
             flags = "--method", "rev", "--arch", arch, "--out", out
             main("step2_align.py", "--lang", "bb", "aa", *flags)  # in any order

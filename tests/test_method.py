@@ -16,7 +16,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 import transformers as hf
-from conftest import KINDS, ROOT, SCRIPTS, WORDS, cipher, main, make_encoder
+from conftest import KINDS, ROOT, SCRIPTS, WORDS, cipher, make_encoder, step1
 from torch import nn
 
 import step1_embed
@@ -242,8 +242,7 @@ def test_strings_are_texts_and_a_bare_string_is_none(encoder):
 
 def test_frozen_weights_are_cast_and_rotary_buffers_stay_fp32(world, tmp_path):
     model, out = make_encoder(tmp_path / "model", "modernbert"), tmp_path / "runs"
-    where = "--data", world.data, "--task", "reviews", "--out", out
-    main("step1_embed.py", "--model", model, *where, "--epochs", 0)
+    step1(model, world.data, out)
     (plain, info), (low, _) = load_encoder(out), load_encoder(out, dtype=torch.bfloat16)
     assert same(state_of(plain), state_of(load_pretrained(model))) and info["history"] == []
     assert {p.dtype for p in low.parameters()} == {torch.bfloat16}
