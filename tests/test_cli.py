@@ -226,6 +226,7 @@ WARNINGS = [  # (what is broken, command, what it warns of then, and not before)
     (english_test, "eval --data {data}", "standard deviations from the translations"),
     (other_pairs, "eval --data {data}", "align-ko-fc-n.* has other pairs than head-ko-fc"),
     (other_english, "eval --data {data}", "heads have other English rows or --l2"),
+    (another_lm, "eval --data {data}", "heads of another LM or task are ignored"),
     (dev_is_train, TUNE, "many dev rows are training rows"),
     (pairs(other_domain), ALIGN, "far from the task's text; expect no gain"),
     (pairs(unrelated_five_times), ALIGN, "A is no better than the mean"),

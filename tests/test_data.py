@@ -213,19 +213,13 @@ def test_an_encoder_folder_of_another_run_is_refused(folder, tmp_path):
 
 
 # Models
-@pytest.mark.parametrize("bars", [True, False])
-def test_verbosity_and_bars_of_transformers_stay(world, tmp_path, bars):
-    logs = hf.utils.logging
-    set_bars = logs.enable_progress_bar, logs.disable_progress_bar
-    try:
-        set_bars[not bars]()
-        logs.set_verbosity_info()
-        common.load_pretrained(world.encoder)
-        refused(lambda: common.load_pretrained(tmp_path), "--model")
-        assert logs.get_verbosity() == logs.INFO and logs.is_progress_bar_enabled() == bars
-    finally:
-        logs.set_verbosity_error()
-        logs.disable_progress_bar()
+def test_verbosity_of_transformers_stays(world, tmp_path):
+    hf.logging.set_verbosity_info()
+    load_pretrained(world.encoder)
+    refused(lambda: load_pretrained(tmp_path), "--model")
+    level = hf.logging.get_verbosity()
+    hf.logging.set_verbosity_error()
+    assert level == hf.logging.INFO
 
 
 def test_a_model_without_special_tokens(world, tmp_path):
@@ -247,18 +241,16 @@ def test_what_a_model_does_not_say_is_measured(tmp_path, capsys):
     tokenizer = hf.AutoTokenizer.from_pretrained(model)
     tokenizer.model_input_names = ["input_ids", "attention_mask"]
     tokenizer.save_pretrained(model)
-    encoder = common.load_pretrained(model, texts=texts)
+    encoder = load_pretrained(model, texts=texts)
     assert encoder.tokenize(texts)[0]["token_type_ids"] == [0, 0, 0, 0, 1, 1]
     assert not capsys.readouterr().err
     info = {"data": "", "task": "nli", "labels": ["a", "b"]}
     common.save_encoder(encoder, tmp_path / "run", info)
-    ids = common.load_encoder(tmp_path / "run")[0].tokenize(texts)
-    assert ids == encoder.tokenize(texts)
-    old = {k: v for k, v in common.load(tmp_path / "run/embed.pt", "embed").items() if k != "kind"}
+    assert load_encoder(tmp_path / "run")[0].tokenize(texts) == encoder.tokenize(texts)
+    old = load(tmp_path / "run/embed.pt", "embed")
     del old["segments"]  # a run folder from before they were made
-    common.save(tmp_path / "run/embed.pt", "embed", **old)
-    ids = common.load_encoder(tmp_path / "run")[0].tokenize(texts)
-    assert "token_type_ids" not in ids[0]
+    save(tmp_path / "run/embed.pt", **old)
+    assert "token_type_ids" not in load_encoder(tmp_path / "run")[0].tokenize(texts)[0]
     encode(encoder, ["Ж Щ Ю", "good film"])
     assert "33% of the tokens are unknown" in capsys.readouterr().err
     sizes = {"d_model": 16, "n_layer": 1, "n_head": 2, "d_inner": 16}
@@ -270,7 +262,7 @@ def test_what_a_model_does_not_say_is_measured(tmp_path, capsys):
         common.Encoder(encoder.lm, tokenizer, pool="max")
     assert common.Encoder(encoder.lm, tokenizer).dim == 32
     make_encoder(tmp_path / "fnet", "fnet")
-    common.load_pretrained(tmp_path / "fnet", texts=texts)
+    load_pretrained(tmp_path / "fnet", texts=texts)
     assert "embeddings of FNetModel depend on padding" in capsys.readouterr().err
 
 
@@ -278,8 +270,8 @@ def test_the_tokens_are_those_of_tokenizer_json(world, tmp_path):
     model = shutil.copytree(world.encoder, tmp_path / "model")
     config = '{"tokenizer_class": "RobertaTokenizer", "pad_token": "<pad>"}'
     (model / "tokenizer_config.json").write_text(config)
-    encoders = common.load_pretrained(world.encoder), common.load_pretrained(model)
-    assert encoders[0].tokenize(["good film"]) == encoders[1].tokenize(["good film"])
+    expected = load_pretrained(world.encoder).tokenize(["good film"])
+    assert load_pretrained(model).tokenize(["good film"]) == expected
 
 
 def break_model(folder, fault):

@@ -15,6 +15,14 @@ import step3_head
 from common import UserError
 
 
+def put(folder, keys, rows, **shared):
+    """Write experiments.json, with one record per row. Return the folder's name."""
+    records = [{"ece": 0, "ece_tempered": 0} | shared | dict(zip(keys, row)) for row in rows]
+    folder.mkdir(exist_ok=True)
+    (folder / "experiments.json").write_text(json.dumps(records))
+    return str(folder)
+
+
 @pytest.fixture(scope="module")
 def records(runs, world, tmp_path_factory):
     """Run data/experiments.py on a task with the same "Korean" under three codes -> the records it adds."""
@@ -64,15 +72,12 @@ def test_the_aligner_of_a_pool_is_tested_on_a_language_without_pairs(records):
 
 
 def test_means_over_ten_runs_and_their_interval(tmp_path, capsys):
-    record = {"accuracy": 0.5, "interval": [0, 1], "ece": 0, "ece_tempered": 0}
-    points = [("ko", "fc", n, 0.02) for n in (25, 50)] + [("ko", "inside", 25, 0.01)]
-    points += [("jv", "inside", 25, 0.5)]
+    points, folders = [("ko", "fc", 25, 0.02), ("ko", "fc", 50, 0.02)], []
+    points += [("ko", "inside", 25, 0.01), ("jv", "inside", 25, 0.5)]
     for i in range(10):
-        rows = [dict(zip(("lang", "method", "n", "gain"), point)) | record for point in points]
-        rows = [r | {"gain": r["gain"] + i / 100} for r in rows]
-        (tmp_path / f"{i}").mkdir()
-        (tmp_path / f"{i}/experiments.json").write_text(json.dumps(rows))
-    folders = [str(tmp_path / str(i)) for i in range(10)]
+        rows = [(*point, gain + i / 100) for *point, gain in points]
+        keys = "lang", "method", "n", "gain"
+        folders.append(put(tmp_path / f"{i}", keys, rows, accuracy=0.5, interval=[0, 1]))
     experiments.main(["--table", *folders])
     half = 2.262 * 3.0277 / 10**0.5  # Student's t, and the standard deviation of 0 ... 9
     assert f"50   10     50.00  +6.50       +- {half:.2f}" in capsys.readouterr().out
@@ -82,23 +87,21 @@ def test_means_over_ten_runs_and_their_interval(tmp_path, capsys):
     assert "fc +6.5<" in (tmp_path / "a.svg").read_text()
 
 
-def test_a_picture_of_own_pairs_with_and_without_relatives(tmp_path, capsys):
-    out, pool = tmp_path / "a.svg", {"pool": ["jv", "su"], "owner": "ace"}
-    points = [("inside of jv su, unseen", None, 0.2, 0), ("inside of jv su, own", 25, 0.25, 25)]
-    points += [("inside", 25, 0.1, 0), ("inside", 50, 0.15, 0), ("native", None, 0.22, 0)]
-    points += [("fc", 900, 0.3, 0)]  # not drawn
-    rows = [dict(zip(("method", "n", "gain"), p)) | {"job": pool | {"own": p[3]}} for p in points]
-    other = {"lang": "jv", "method": "inside", "n": 25, "gain": 0.9, "job": {"owner": None}}
-    rows = [{"lang": "ace"} | row for row in rows]
-    (tmp_path / "experiments.json").write_text(json.dumps([*rows, other]))
-    plot.main(["--pooled", str(tmp_path), "--lang", "ace", "--out", str(out)])
+def test_a_picture_of_own_pairs_with_and_without_relatives(tmp_path):
+    keys, out = ("lang", "method", "n", "gain", "job"), tmp_path / "a.svg"
+    job, pooled = {"owner": None}, {"pool": ["jv", "su"], "owner": "ace"}
+    rows = [("ace", "inside of jv su, unseen", None, 0.2, pooled | {"owner": None, "own": 0})]
+    rows += [("ace", "inside of jv su, own", 25, 0.25, pooled | {"own": 25})]
+    rows += [("ace", "inside", 25, 0.1, job), ("ace", "inside", 50, 0.15, job)]
+    rows += [("ace", "native", None, 0.22, job), ("jv", "inside", 25, 0.9, job)]
+    folder = put(tmp_path, keys, [*rows, ("ace", "fc", 900, 0.3, job)])  # fc is not drawn
+    plot.main(["--pooled", folder, "--lang", "ace", "--out", str(out)])
     svg = out.read_text()
     for words in ("with relatives +25.0", "own pairs alone +15.0", "native rows +22.0"):
         assert words in svg
-    assert "900" not in svg
-    assert svg.count("<circle") == 2 + 3 and ">0</text>" in svg  # own pairs alone start at 0, 0
+    assert svg.count("<circle") == 2 + 3 and "900" not in svg  # own pairs alone start at 0, 0
     with pytest.raises(UserError, match="no own pairs; .* --pool ... --own 25 50 --lang jv"):
-        plot.main(["--pooled", str(tmp_path), "--lang", "jv", "--out", str(out)])
+        plot.main(["--pooled", folder, "--lang", "jv", "--out", str(out)])
 
 
 def test_rivals_find_a_moved_language_without_pairs():
@@ -129,14 +132,13 @@ def test_noise_changes_exactly_the_share():
 
 def test_people_minus_machine_and_pairs_that_reach_native(tmp_path, capsys):
     points = [("ha", "native", None, 0.8), ("ha", "fc", 25, 0.7), ("ha", "fc", 50, 0.82)]
-    points += [("ha-mt", "fc", 25, 0.68), ("ha-mt", "fc", 50, 0.79)]
-    for run in range(2):
-        rows = [dict(zip(("lang", "method", "n", "accuracy"), point)) for point in points]
-        rows = [r | {"interval": [0, 1], "ece": 0, "ece_tempered": 0} for r in rows]
-        rows[-1]["accuracy"] -= run / 50
-        (tmp_path / f"{run}").mkdir()
-        (tmp_path / f"{run}/experiments.json").write_text(json.dumps(rows))
-    table = "--table", str(tmp_path / "0"), str(tmp_path / "1"), "--lang", "ha"
+    points += [("ha-mt", "fc", 25, 0.68)]
+    folders = []
+    for i, last in enumerate((0.79, 0.77)):
+        rows = [*points, ("ha-mt", "fc", 50, last)]
+        keys = "lang", "method", "n", "accuracy"
+        folders.append(put(tmp_path / f"{i}", keys, rows, interval=[0, 1]))
+    table = "--table", *folders, "--lang", "ha"
     experiments.main([*table, "--minus", "ha-mt"])
     lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
     # differences 2 and 4 points: 12.71 (Student) times their standard deviation, 2^0.5, / 2^0.5

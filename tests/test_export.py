@@ -108,17 +108,26 @@ def test_cards(heads, pair, tmp_path):
     assert 'language: ["ko", "xx"]' in read_card(ship(heads, tmp_path / "x", *UNSEEN))
 
 
-def test_sentence_transformers(heads, pair, tmp_path, monkeypatch):
-    st = pytest.importorskip("sentence_transformers")
-    folder = ship(heads, tmp_path / "shipped", "--arch", "inside")
-    texts = load_task(load_encoder(heads)[1], "ko", "test")[0]
-    found = torch.tensor(st.SentenceTransformer(str(folder)).encode([text for (text,) in texts]))
-    assert torch.allclose(found, export.Shipped(folder).label(texts), atol=1e-5)
+def test_sentence_transformers_as_documents_show(heads, pair, tmp_path, monkeypatch, capsys):
+    pytest.importorskip("sentence_transformers")
+    ship(heads, tmp_path / "shipped", "--arch", "inside")
+    monkeypatch.chdir(tmp_path)
+    exec(SINGLE, scope := {})  # noqa: S102
+    texts = ["the food was good", "the room was dark"]
+    labels, _ = classify(heads, texts, "ko", arch="inside")
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()[-2:]] == labels
+    wanted = export.Shipped("shipped").label([(text,) for text in texts])
+    assert torch.allclose(torch.tensor(scope["probabilities"]), wanted, atol=1e-5)
+
     monkeypatch.chdir(pair.parent)
     [block] = re.findall(r"```python\n(.*?)```", read_card(pair), re.DOTALL)
-    exec(block, scope := {})  # noqa: S102
-    wanted = export.Shipped(pair).label([("a text", "its text_b")])
-    assert torch.allclose(torch.tensor(scope["probabilities"]), wanted, atol=1e-5)
+    for code, texts in (
+        (block, ("a text", "its text_b")),
+        (PAIRS, ("the film was good", "the film was bad")),
+    ):
+        exec(code, scope := {})  # noqa: S102
+        wanted = export.Shipped(pair).label([texts])
+        assert torch.allclose(torch.tensor(scope["probabilities"]), wanted, atol=1e-5)
 
 
 def test_onnx(heads, tmp_path, monkeypatch):
@@ -151,20 +160,6 @@ def test_refusals_leave_nothing(heads, tmp_path, monkeypatch):
     assert [path.name for path in tmp_path.iterdir()] == ["full"] and len(list(full.iterdir())) == 1
 
 
-def test_readme_ship_it(heads, pair, tmp_path, monkeypatch, capsys):
-    pytest.importorskip("sentence_transformers")
-    ship(heads, tmp_path / "shipped", "--arch", "inside")
-    monkeypatch.chdir(tmp_path)
-    exec(SINGLE, scope := {})  # noqa: S102
-    texts = ["the food was good", "the room was dark"]
-    labels, probabilities = classify(heads, texts, "ko", arch="inside")
-    assert torch.allclose(torch.tensor(scope["probabilities"]), probabilities, atol=0.02)
-    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()[-2:]] == labels
-    monkeypatch.chdir(pair.parent)
-    exec(PAIRS, scope := {})  # noqa: S102
-    assert scope["probabilities"].shape == (1, 3)
-
-
 def test_readme_serve_it(heads, monkeypatch):
     monkeypatch.chdir(heads.parent)
     code = SERVICE.replace("8000", "0").replace(".serve_forever()", "")
@@ -177,12 +172,13 @@ def test_readme_serve_it(heads, monkeypatch):
         with urllib.request.urlopen(url, json.dumps(content).encode()) as answer:
             return json.load(answer)
 
-    texts = ["the food was good", "the room was dark"]
-    labels, probabilities = classify(heads, texts, "ko", arch="inside")
-    with ThreadPoolExecutor(4) as pool:
-        answers = list(pool.map(ask, [texts] * 8))
-    assert all(answer["labels"] == labels for answer in answers)
-    assert torch.allclose(torch.tensor(answers[0]["probabilities"]), probabilities)
+    parts = [["the food was good", "the room was dark"], ["the room was dark"]] * 8
+    with ThreadPoolExecutor(4) as pool:  # the classifier serves several threads
+        answers = list(pool.map(ask, parts))
+    for texts, answer in zip(parts, answers, strict=True):
+        labels, probabilities = classify(heads, texts, "ko", arch="inside")
+        assert answer["labels"] == labels
+        assert torch.allclose(torch.tensor(answer["probabilities"]), probabilities)
     with pytest.raises(urllib.error.HTTPError, match="400"):
         ask([["a", "pair"]])
     server.shutdown()

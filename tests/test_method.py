@@ -2,7 +2,7 @@
 
 import contextlib
 import inspect
-import json
+import os
 import shutil
 import socket
 import subprocess
@@ -418,31 +418,7 @@ def test_p1_of_many_rows_counts_all_languages():
     assert abs(measure(predicted, y, y.mean(0), most=300)["p1"] - 1 / 3) < 0.01
 
 
-# Several ranks as torchrun starts them, and each script copied to a folder of its own: one process imports the
-# libraries and is forked, which saves their time.
-FORKS = """
-import json, os, signal, sys, traceback, torch
-from transformers import XLMRobertaModel
-torch.set_num_threads(1)
-pids = []
-for folder, path, env, code in json.load(sys.stdin):
-    pids.append(os.fork())
-    if not pids[-1]:
-        os.chdir(folder)
-        for file, number in (("out", 1), ("err", 2)):
-            os.dup2(os.open(file, os.O_CREAT | os.O_WRONLY), number)
-        signal.alarm(100)
-        sys.path[0] = path
-        os.environ |= env
-        try:
-            exec(code, {"__name__": "notebook"})
-        except BaseException:
-            traceback.print_exc()
-            os._exit(1)
-        sys.stdout.flush()
-        os._exit(0)
-print([os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in pids])
-"""
+# Processes: several ranks as torchrun starts them, and an import of copied scripts
 RANK = """
 from argparse import Namespace
 from common import *
@@ -463,7 +439,7 @@ def state():
     lists = dict(os.environ), list(sys.path), list(warnings.filters), dict(vars(tqdm.tqdm))
     return level, bars, *lists, sys.argv, sys.stdout, torch.get_num_threads()
 before = state()
-import common, SCRIPT
+import common, step1_embed, step2_align, step3_head, eval
 assert state() == before
 assert (common.RANK, common.WORLD) == (0, 1)  # RANK counts only under torchrun
 """
@@ -482,38 +458,27 @@ def gradients(encoder):
     return {"inside": [up.grad for up in inside.up], "tune": layers}
 
 
-@pytest.fixture(scope="module")
-def processes(world, tmp_path_factory):
-    """Return the folder of the processes (rank0, rank1, step1_embed.py, ...) and {name: exit status}."""
-    base, jobs = tmp_path_factory.mktemp("processes"), []
+def start_python(code, folder, **env):
+    """Start a Python process in a folder. Its output is text."""
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "encoding": "utf-8"}
+    return subprocess.Popen([sys.executable, "-c", code], cwd=folder, env=os.environ | env, **pipes)
+
+
+def test_two_ranks_encode_and_train_as_one(world, tmp_path):
     values = f"MODEL, TEXTS, WORDS = {[str(world.encoder), TEXTS, WORDS]}\n"
+    code, processes = values + inspect.getsource(gradients) + RANK, []
+    env = {"TORCHELASTIC_RUN_ID": "of torchrun", "WORLD_SIZE": "2", "PYTHONPATH": str(ROOT)}
     with socket.socket() as free:
         free.bind(("localhost", 0))
-        env = {"MASTER_ADDR": "localhost", "MASTER_PORT": str(free.getsockname()[1])}
-        env["TORCHELASTIC_RUN_ID"] = "of torchrun"
-    for rank in "01":
-        folder = base / f"rank{rank}"
+        env |= {"MASTER_ADDR": "localhost", "MASTER_PORT": str(free.getsockname()[1])}
+    folders = [tmp_path / rank for rank in "01"]
+    for folder in folders:
         folder.mkdir()
-        env |= {"WORLD_SIZE": "2", "RANK": rank, "LOCAL_RANK": rank}
-        code = values + inspect.getsource(gradients) + RANK
-        jobs.append((str(folder), str(ROOT), dict(env), code))
-    for name in SCRIPTS:
-        (base / name).mkdir()
-        for file in (name, "common.py"):
-            shutil.copy(ROOT / file, base / name)
-        code = CLEAN.replace("SCRIPT", name[:-3])
-        jobs.append((str(base / name), str(base / name), {"RANK": "1"}, code))
-    options = {"input": json.dumps(jobs), "stdout": subprocess.PIPE, "encoding": "utf-8"}
-    done = subprocess.run([sys.executable, "-c", FORKS], check=True, timeout=120, **options)
-    return base, dict(zip(["rank0", "rank1", *SCRIPTS], json.loads(done.stdout)))
-
-
-def test_two_ranks_encode_and_train_as_one(processes, world):
-    base, status = processes
-    folders = [base / "rank0", base / "rank1"]
-    errors = [(folder / "err").read_text() for folder in folders]
-    assert status["rank0"] == status["rank1"] == 0, errors
-    assert [(folder / "out").read_text() for folder in folders] == ["rank 0\n", ""]
+        ranks = {"RANK": folder.name, "LOCAL_RANK": folder.name}
+        processes.append(start_python(code, folder, **env, **ranks))
+    outputs = [process.communicate(timeout=100) for process in processes]
+    assert [out for out, _ in outputs] == ["rank 0\n", ""], outputs
+    assert [process.returncode for process in processes] == [0, 0], outputs
     one, other = (torch.load(folder / "one.pt") for folder in folders)
     assert torch.equal(one, other) and one.abs().sum() > 0  # one text for two ranks
 
@@ -527,13 +492,14 @@ def test_two_ranks_encode_and_train_as_one(processes, world):
     assert all(max(t.abs().max() for t in tensors) > 1e-3 for tensors in alone.values())
 
 
-@pytest.mark.parametrize("name", SCRIPTS)
-def test_importing_a_copied_script_needs_only_common_and_changes_nothing(processes, name):
-    base, status = processes
-    assert status[name] == 0, (base / name / "err").read_text()
-    assert (base / name / "out").read_text() == (base / name / "err").read_text() == ""
-    names = {path.name for path in (base / name).iterdir()} - {"out", "err", "__pycache__"}
-    assert names == {name, "common.py"}
+def test_importing_copied_scripts_changes_nothing(tmp_path):
+    """test_end_to_end.py checks that each of them imports only common.py."""
+    for name in ("common.py", *SCRIPTS):
+        shutil.copy(ROOT / name, tmp_path)
+    process = start_python(CLEAN, tmp_path, RANK="1")
+    assert process.communicate(timeout=100) == ("", "") and process.returncode == 0
+    names = {path.name for path in tmp_path.iterdir()} - {"__pycache__"}
+    assert names == {"common.py", *SCRIPTS}
 
 
 # The meta device stands for a GPU: it has shapes, dtypes and devices, but no numbers

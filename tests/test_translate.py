@@ -93,6 +93,22 @@ def english(data, n, task="mood"):
 
 
 # By a model
+def translator(model):
+    command = [
+        "--data",
+        "d",
+        "--task",
+        "t",
+        "--lang",
+        "ko",
+        "--model",
+        str(model),
+        "--device",
+        "cpu",
+    ]
+    return translate.Translator(translate.get_args(command), ["a film"])
+
+
 FAMILIES = "nllb eng_Latn kor_Hang", "mbart en_XX ko_KR", "opus >>kor<< ", "madlad <2ko> "
 
 
@@ -108,8 +124,7 @@ def test_each_family_and_a_larger_n(hub, data, capsys, family, source, target):
     assert "12 rows, 16 distinct sentences" in capsys.readouterr().out  # 4 premises
     assert [row[:2] for row in pairs] == english(data, 12, "pair")
 
-    command = ["--data", "d", "--task", "t", "--lang", "ko", *map(str, args)]
-    made = translate.Translator(translate.get_args(command), ["a film"])
+    made = translator(hub / family)
     ids, own = made.tokenizer(f"{made.prefix}가").input_ids, made.tokenizer.get_vocab()
     assert own[source] in ids and made.options.get("forced_bos_token_id") == own.get(target)
     assert (own.get("<0xEA>") in ids) == (family == "madlad")
@@ -162,26 +177,21 @@ def test_languages_are_found_by_their_names():
             translate.find_code(NLLB, lang)
 
 
-def test_a_model_that_does_not_read_english_is_refused(hub, data, monkeypatch):
-    load = translate.load_model
-
-    def load_with_languages(*args):
-        model, tokenizer, digest = load(*args)
-        tokenizer.source_lang, tokenizer.target_lang = source, "ko"
-        return model, tokenizer, digest
-
-    monkeypatch.setattr(translate, "load_model", load_with_languages)
-    codes = translate.language_table
+def test_a_model_that_does_not_read_english_is_refused(hub, monkeypatch):
+    """gmw is a group of languages that holds English, which counts if the model has codes for targets."""
+    kind, codes = hf.PreTrainedTokenizerFast, translate.language_table
+    monkeypatch.setattr(kind, "target_lang", "ko", raising=False)
     for source, table, fits in (
-        ("eng", None, True),
-        ("gmw", codes, True),  # a group of languages that holds English
-        ("gmw", None, False),
-        ("deu", codes, False),
+        ("eng", None, 1),
+        ("gmw", codes, 1),
+        ("gmw", None, 0),
+        ("deu", codes, 0),
     ):
+        monkeypatch.setattr(kind, "source_lang", source, raising=False)
         monkeypatch.setattr(translate, "language_table", table or (lambda tokenizer: ({}, "")))
         wrong = pytest.raises(UserError, match=f"translates from {source}; give one from English")
         with contextlib.nullcontext() if fits else wrong:
-            run(data, "--model", hub / "opus", *FAST, "--n", 2, "--force")
+            translator(hub / "opus")
 
 
 # By somebody else
