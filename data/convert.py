@@ -275,8 +275,6 @@ def main(argv=None):
     if args.label and (scores or not 1 < len(labels) <= len(rows) / 10 + 2):
         what = f"number of classes in {len(rows):,} rows: {len(labels):,}"
         warn(f"{what}; is --label the label's column? Scores, ids and free text are no classes")
-    if broken := sum("\ufffd" in "".join(row) for row in rows):
-        warn(f"rows with the character \ufffd, lost in an earlier conversion: {broken:,}")
     if several := len(rows) - len({row[1:] for row in rows}):
         warn(f"rows whose text also has another label: {several:,}; each row should have one label")
     task, step = shlex.quote(folder.name), f"eval.py --lang {lang}"

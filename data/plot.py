@@ -143,8 +143,6 @@ def main(argv=None):
     flag("--lang", help="language of --pooled, such as ace")
     flag("--out", default="data/langalign.svg", help="the picture (default: data/langalign.svg)")
     args = p.parse_args(argv)
-    if not args.out.endswith(".svg"):
-        p.error(f"--out {args.out}: expected a name that ends in .svg")
     if args.pooled != bool(args.lang):
         p.error("--pooled and --lang need each other")
     read = partial(pooled_means, lang=args.lang) if args.pooled else means

@@ -121,7 +121,6 @@ step2 --device tpu             : --device tpu is not available
 step3 --residuals --method rev : --residuals with --method langalign
 step3 --method centred         : needs --unlabelled FILE
 step3 --method rev --arch ae   : no such align file; run: .*--method rev .*found: align-ko-fc-n\d+.pt
-step3 --n 30                   : no such align file; run: python step2_align.py .*--n 30
 step3 --residuals --seed 3     : no such align file; run: python step2_align.py .*--seed 3
 step2 --lang ko xx             : xx/translated.tsv: no such file; .*there: en, ko
 step3 --via ko en ko           : --via ko en ko: expected language codes such as ko, each once
@@ -174,10 +173,6 @@ def refused(rows):
     return [[*row[:2], "나" if i % 3 else row[2]] for i, row in enumerate(rows)]
 
 
-def untranslated(rows):
-    return [[*row[:2], row[1] if i % 3 else row[2]] for i, row in enumerate(rows)]
-
-
 def other_domain(rows):
     texts = [f"{PLAIN[i % 9]} {PLAIN[i % 16]}" + " so" * (i % 4) for i in range(100)]
     return [["", text, cipher(text)] for text in texts]
@@ -221,7 +216,6 @@ WARNINGS = [  # (what is broken, command, what it warns of then, and not before)
     (pairs(shifted), ALIGN, r"P@1 is \d.\d% at best; too few pairs, or is translated.tsv shifted"),
     (pairs(lambda rows: [[y, b, a] for y, a, b in rows]), ALIGN, "are the columns swapped"),
     (pairs(refused), ALIGN, "translations are the same, '나'; translate"),
-    (pairs(untranslated), ALIGN, r"\d+ of \d+ translations repeat their source"),
     (pairs(lambda rows: rows[:30]), ALIGN, "3 held-out pairs are too few to judge A"),
     (english_test, "eval --data {data}", "standard deviations from the translations"),
     (other_pairs, "eval --data {data}", "align-ko-fc-n.* has other pairs than head-ko-fc"),

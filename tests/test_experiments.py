@@ -66,7 +66,6 @@ def test_the_aligner_of_a_pool_is_tested_on_a_language_without_pairs(records):
     roles = ["seen", "seen", "unseen", "seen", "seen", "own"]  # of ja, ko and vi
     assert [r["method"].split(", ")[-1] for r in made] == roles
     assert [r["n"] for r in made] == [60, 60, None, 60, 60, 25]
-    assert [r["seen"] for r in made] == [role != "unseen" for role in roles]
     assert len({r["accuracy"] for r in made[:3]}) == 1  # all three are the same cipher
     assert not records(*pool, "0") and not records(*pool, "25", "--lang", "vi")
 
@@ -158,13 +157,10 @@ def test_people_minus_machine_and_pairs_that_reach_native(tmp_path, capsys):
         ("--out r --lang ko --noise drop 2", "--noise drop 2: expected drop, replace or swap"),
         ("--table t --lang ha yo --minus ha-mt", "--minus needs as many languages as --lang"),
         ("--table" + 11 * " r", "11 run folders; at most 10"),
-        ("--table r", "r/experiments.json: damaged; delete it"),
         ("--table s", "s: no experiments.json; run: python data/experiments.py"),
     ],
 )
 def test_mistakes(tmp_path, monkeypatch, args, match):
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "r").mkdir()
-    (tmp_path / "r/experiments.json").write_text("[{")
     with pytest.raises(UserError, match=match):
         experiments.main(args.split())
