@@ -269,18 +269,6 @@ def test_an_interrupted_write_is_one_line_and_leaves_no_file(place, play, monkey
         assert listing(place.path) == before
 
 
-def test_data_repoints_a_moved_root(place, play):
-    moved = {**common.load(place.out / "embed.pt", "embed"), "data": str(place.path / "moved")}
-    common.save(place.out / "embed.pt", **moved)
-    before = listing(place.out)
-    for line in "step2", "step3", "eval":
-        status, _, err = play(line)
-        assert status == 2 and "moved/reviews" in err
-        assert play(f"{line} --data {{data}}")[0] == 0
-    (place.out / "results-ko.json").unlink()
-    assert listing(place.out) == before
-
-
 def test_seed_decides_every_bit(place, play):
     found = []
     for name, seed in ("a", 5), ("b", 5), ("c", 6):

@@ -134,23 +134,16 @@ def label(tmp_path, capsys):
 
 
 def test_predict_agrees_with_classify(runs, label):
+    flags = "--method", "rev", "--arch", "inside"
     labels, probabilities = evaluation.classify(runs, TEXTS, lang="ko", method="rev", arch="inside")
-    rows = label(runs, TEXTS, "--method", "rev", "--arch", "inside")
-    assert len(set(labels)) == 2
-    assert rows == [[y, f"{p:.4f}"] for y, p in zip(labels, probabilities.amax(1).tolist())]
-
-
-def test_all_and_text_add_columns(runs, label):
-    plain = label(runs, TEXTS)
-    header, *rows = label(runs, TEXTS, "--all", "--text")
+    plain = [[y, f"{p:.4f}"] for y, p in zip(labels, probabilities.amax(1).tolist())]
+    assert len(set(labels)) == 2 and label(runs, TEXTS, *flags) == plain
+    texts = label(runs, TEXTS[:2], *flags, "--text")
+    assert texts == [[*row, text] for row, text in zip(plain, TEXTS[:2])]
+    header, *rows = label(runs, TEXTS, *flags, "--all", "--text")
     assert header == ["label", "negative", "positive", "text"]
-    assert [row[0] for row in rows] == [row[0] for row in plain]
-    assert [row[-1] for row in rows] == TEXTS
-    for row, (_, best) in zip(rows, plain, strict=True):
-        numbers = [float(number) for number in row[1:3]]
-        assert sum(numbers) == pytest.approx(1, abs=2e-4) and max(numbers) == float(best)
-        assert header[1 + numbers.index(max(numbers))] == row[0]
-    assert label(runs, TEXTS[:2], "--text") == [[*row, text] for row, text in zip(plain, TEXTS[:2])]
+    for y, p, text, row in zip(labels, probabilities.tolist(), TEXTS, rows, strict=True):
+        assert row == [y, *(f"{number:.4f}" for number in p), text]
 
 
 def test_form_of_the_file_does_not_matter(runs, label):
@@ -160,10 +153,10 @@ def test_form_of_the_file_does_not_matter(runs, label):
         assert label(runs, same.encode(), "--text") == expected
 
 
-@pytest.mark.parametrize("first", ['{"text": "good film"}', "id,text,label", "text"])
-def test_a_file_of_another_kind_is_named(first, runs, label):
-    label(runs, [first, TEXTS[0]])
-    assert "text.txt:1: looks like JSON or a header" in label.err
+def test_a_file_of_another_kind_is_named(runs, label):
+    for first in '{"text": "good film"}', "id,text,label", "text":
+        label(runs, [first, TEXTS[0]])
+        assert "text.txt:1: looks like JSON or a header" in label.err
     label(runs, TEXTS)
     assert "looks like" not in label.err
 

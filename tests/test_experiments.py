@@ -151,7 +151,6 @@ def test_people_minus_machine_and_pairs_that_reach_native(tmp_path, capsys):
     "args, match",
     [
         ("", "--out with --lang or --pool is needed"),
-        ("--out r --lang ko/", "--lang ko/: expected language codes"),
         ("--out r --pool ko ja --lang ja", "--lang ko ja ja: .* each once"),
         ("--out r --lang ko --n 20 0", "--n 0: must be at least 1"),
         ("--out r --lang ko --noise drop 2", "--noise drop 2: expected drop, replace or swap"),

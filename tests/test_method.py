@@ -235,6 +235,8 @@ def test_strings_are_texts_and_a_bare_string_is_none(encoder):
     assert torch.equal(encode(encoder, TEXTS), encode(encoder, [(text,) for text in TEXTS]))
     with pytest.raises(TypeError, match="a list of texts or pairs, got a str"):
         encode(encoder, "good film")
+    with pytest.raises(TypeError, match="text_b"):
+        encode(encoder, [("label", "good", "bad")])
     for wrong in ({}, None, ("a", 1), " ", "\ud83d", b""):
         with pytest.raises(TypeError, match=r"texts\[1\] is .* expected a list of texts"):
             encode(encoder, ["good film", wrong])
@@ -369,11 +371,9 @@ def test_tune_keeps_the_epoch_of_the_best_dev_accuracy(world, english, monkeypat
 
 
 def test_what_a_notebook_may_give(encoder):
-    """Give an iterable, no epochs, float64 with a gradient, a text of three parts, x and y that do not match."""
+    """Give an iterable, no epochs, float64 with a gradient, x and y that do not match."""
     texts, x = ["good film", "bad", "so so"], torch.randn(30, 8).double().requires_grad_()
     assert same({"": encode(encoder, iter(texts))}, {"": encode(encoder, texts)})
-    with pytest.raises(TypeError, match="text_b"):
-        encode(encoder, [("label", "good", "bad")])
     aligner, y = Aligner("fc", 8), torch.arange(30) % 2
     assert fit(aligner, x, x, x, x, epochs=2) and fit(aligner, x, x, x, x, epochs=0) == []
     assert train_heads(x, y, 2, steps=1)["weight"].dtype == torch.float32
