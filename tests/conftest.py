@@ -9,7 +9,6 @@ import io
 import os
 import random
 import shutil
-import signal
 import sys
 from functools import partial
 from pathlib import Path
@@ -31,8 +30,6 @@ hf.logging.disable_progress_bar()
 
 import common
 import step3_head
-
-signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's `&` ignores it
 
 NAMES = "step1_embed.py", "step2_align.py", "step3_head.py", "eval.py"
 SCRIPTS = {name: importlib.import_module(name[:-3]) for name in NAMES}

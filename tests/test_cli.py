@@ -4,11 +4,11 @@ import argparse
 import json
 import re
 import shutil
-import signal
 import sys
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
+from unittest import mock
 
 import bench
 import faults
@@ -114,7 +114,6 @@ eval --lang xx                 : xx/test.tsv: no such file; .*without labels use
 step2 --lang ko/               : --lang ko/: expected language codes
 step2 --lang ko-rev            : --lang ko-rev: expected language codes
 step2 --n 9999                 : ko/translated.tsv: only (\d+) distinct pairs; use --n \1 or less
-step2 --n 0                    : --n 0: must be at least 1
 step3 --seed 5000000000         : --seed 5000000000: must be at least 0, below
 step2 --arch FC                : --arch: invalid choice: 'FC' .*fc.*inside.*; see --help
 step2 --device tpu             : --device tpu is not available
@@ -251,19 +250,11 @@ def test_help_explains_every_flag_and_shows_the_docstring(script, monkeypatch):
     assert SCRIPTS[script].__doc__ in parser.format_help()
 
 
-def full_disk(*args):
-    raise OSError(28, "No space left on device")
-
-
-def ctrl_c(*args):
-    signal.raise_signal(signal.SIGINT)
-
-
 def test_an_interrupted_write_is_one_line_and_leaves_no_file(place, play, monkeypatch):
-    before = listing(place.path)
+    before, full = listing(place.path), OSError(28, "No space left on device")
     disk, stopped = "error: .*No space left on device.*\n", "interrupted; rerun.*\n"
-    for failure, expected, line in (full_disk, 2, disk), (ctrl_c, 130, stopped):
-        monkeypatch.setattr(Path, "replace", failure)
+    for failure, expected, line in (full, 2, disk), (KeyboardInterrupt, 130, stopped):
+        monkeypatch.setattr(Path, "replace", mock.Mock(side_effect=failure))
         status, _, err = play("step3")
         assert status == expected and re.fullmatch(line, err)
         assert listing(place.path) == before

@@ -87,12 +87,8 @@ def test_table_and_results_agree(split, folder, capsys):
         numbers = [str(record["n"] or "-"), str(record["heads"]), f"{record['accuracy']:.2%}"]
         numbers += [f"{100 * record['accuracy_std']:.2f}", f"{record['macro_f1']:.3f}"]
         if record["method"] != "english":
-            low, high = record["interval"]
-            numbers += [
-                f"{100 * record['gain']:+.2f}",
-                f"[{100 * low:+.2f},",
-                f"{100 * high:+.2f}]",
-            ]
+            points = [100 * value for value in (record["gain"], *record["interval"])]
+            numbers += "{:+.2f} [{:+.2f}, {:+.2f}]".format(*points).split()
         assert row.split() == [word for word in words if word] + numbers
 
 
@@ -161,13 +157,12 @@ def test_a_file_of_another_kind_is_named(runs, label):
     assert "looks like" not in label.err
 
 
-LABELLED, SECOND, EMPTY = "positive\t{0}\n", "{0}\nnegative\t{1}\n", "{0}\n\u3000\n{1}\n"
-
-
-@pytest.mark.parametrize("content, line", [(LABELLED, 1), (SECOND, 2), (EMPTY, 2)])
-def test_line_that_is_no_text_is_named(content, line, runs, label):
-    with pytest.raises(UserError, match=f"text.txt:{line}: expected 1 non-empty column"):
-        label(runs, content.format(*TEXTS).encode())
+def test_line_that_is_no_text_is_named(runs, label):
+    good, bad, *_ = TEXTS
+    for lines in [f"positive\t{good}"], [good, f"negative\t{bad}"], [good, "\u3000", bad]:
+        number = min(2, len(lines))
+        with pytest.raises(UserError, match=f"text.txt:{number}: expected 1 non-empty column"):
+            label(runs, lines)
     assert len(label(runs, [*TEXTS, "", " "])) == len(TEXTS)  # blank lines at the end
 
 

@@ -121,10 +121,8 @@ def test_sentence_transformers_as_documents_show(heads, pair, tmp_path, monkeypa
 
     monkeypatch.chdir(pair.parent)
     [block] = re.findall(r"```python\n(.*?)```", read_card(pair), re.DOTALL)
-    for code, texts in (
-        (block, ("a text", "its text_b")),
-        (PAIRS, ("the film was good", "the film was bad")),
-    ):
+    shown = ("a text", "its text_b"), ("the film was good", "the film was bad")
+    for code, texts in zip((block, PAIRS), shown):
         exec(code, scope := {})  # noqa: S102
         wanted = export.Shipped(pair).label([texts])
         assert torch.allclose(torch.tensor(scope["probabilities"]), wanted, atol=1e-5)

@@ -94,18 +94,7 @@ def english(data, n, task="mood"):
 
 # By a model
 def translator(model):
-    command = [
-        "--data",
-        "d",
-        "--task",
-        "t",
-        "--lang",
-        "ko",
-        "--model",
-        str(model),
-        "--device",
-        "cpu",
-    ]
+    command = f"--data d --task t --lang ko --model {model} --device cpu".split()
     return translate.Translator(translate.get_args(command), ["a film"])
 
 
@@ -181,12 +170,8 @@ def test_a_model_that_does_not_read_english_is_refused(hub, monkeypatch):
     """gmw is a group of languages that holds English, which counts if the model has codes for targets."""
     kind, codes = hf.PreTrainedTokenizerFast, translate.language_table
     monkeypatch.setattr(kind, "target_lang", "ko", raising=False)
-    for source, table, fits in (
-        ("eng", None, 1),
-        ("gmw", codes, 1),
-        ("gmw", None, 0),
-        ("deu", codes, 0),
-    ):
+    cases = [("eng", None, 1), ("gmw", codes, 1), ("gmw", None, 0), ("deu", codes, 0)]
+    for source, table, fits in cases:
         monkeypatch.setattr(kind, "source_lang", source, raising=False)
         monkeypatch.setattr(translate, "language_table", table or (lambda tokenizer: ({}, "")))
         wrong = pytest.raises(UserError, match=f"translates from {source}; give one from English")
