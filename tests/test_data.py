@@ -286,6 +286,8 @@ def break_model(folder, fault):
         tokenizer.save_pretrained(folder)
     elif fault == "no room":
         make_tokenizer(WORDS, max_len=2).save_pretrained(folder)
+    elif fault == "segments that the LM lacks":
+        make_tokenizer([" ".join(WORDS)], token_types=True).save_pretrained(folder)
     elif fault == "ids beyond the table":
         config.write_text(re.sub(r'"vocab_size": \d+', '"vocab_size": 20', config.read_text()))
         weights["embeddings.word_embeddings.weight"] = words[:20].clone()
@@ -309,6 +311,7 @@ def break_model(folder, fault):
         ("no tokenizer", "is tokenizer.json missing?"),
         ("no padding", "no padding token"),
         ("an encoder with decoder", "T5Model is not an encoder"),
+        ("segments that the LM lacks", "index out of range"),
         ("no room", "max_len=2: no room for text next to 3 special tokens"),
         ("ids beyond the table", "has no embedding in this LM"),
         ("unmerged adapter", "merge it into the LM first"),

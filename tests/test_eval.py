@@ -149,20 +149,21 @@ def test_form_of_the_file_does_not_matter(runs, label):
         assert label(runs, same.encode(), "--text") == expected
 
 
-def test_a_file_of_another_kind_is_named(runs, label):
-    for first in '{"text": "good film"}', "id,text,label", "text":
-        label(runs, [first, TEXTS[0]])
-        assert "text.txt:1: looks like JSON or a header" in label.err
+@pytest.mark.parametrize("first", ['{"text": "good film"}', "id,text,label", "text"])
+def test_a_file_of_another_kind_is_named(first, runs, label):
+    label(runs, [first, TEXTS[0]])
+    assert "text.txt:1: looks like JSON or a header" in label.err
     label(runs, TEXTS)
     assert "looks like" not in label.err
 
 
-def test_line_that_is_no_text_is_named(runs, label):
-    good, bad, *_ = TEXTS
-    for lines in [f"positive\t{good}"], [good, f"negative\t{bad}"], [good, "\u3000", bad]:
-        number = min(2, len(lines))
-        with pytest.raises(UserError, match=f"text.txt:{number}: expected 1 non-empty column"):
-            label(runs, lines)
+LABELLED, SECOND, EMPTY = "positive\t{0}\n", "{0}\nnegative\t{1}\n", "{0}\n\u3000\n{1}\n"
+
+
+@pytest.mark.parametrize("content, line", [(LABELLED, 1), (SECOND, 2), (EMPTY, 2)])
+def test_line_that_is_no_text_is_named(content, line, runs, label):
+    with pytest.raises(UserError, match=f"text.txt:{line}: expected 1 non-empty column"):
+        label(runs, content.format(*TEXTS).encode())
     assert len(label(runs, [*TEXTS, "", " "])) == len(TEXTS)  # blank lines at the end
 
 
