@@ -13,7 +13,8 @@ from unittest import mock
 import bench
 import faults
 import pytest
-from conftest import PLAIN, SCRIPTS, WORDS, cipher, few_steps, main, make_encoder, step1, write
+from conftest import PLAIN, SCRIPTS, cipher, few_steps, main, make_encoder, read_table, step1
+from conftest import write
 
 import common
 import eval as evaluation
@@ -66,14 +67,14 @@ def rewrite(name, change):
 
     def prepare(place):
         path = place.data / "reviews" / name
-        lines = path.read_text(encoding="utf-8").splitlines()
-        header, *rows = [line.split("\t") for line in lines]
+        header, *rows = read_table(path)
         write(path, " ".join(header), change(rows))
 
     return prepare
 
 
 pairs, english = partial(rewrite, "ko/translated.tsv"), partial(rewrite, "en/train.tsv")
+tests = partial(rewrite, "ko/test.tsv")
 
 
 def put(name, content):
@@ -197,10 +198,6 @@ def other_english(place):
     main("step3_head.py", "--lang", "ko", "--method", "english", *where)
 
 
-def english_test(place):
-    rewrite("ko/test.tsv", lambda rows: [[y, f"{WORDS[0]} {WORDS[1]}"] for y, _ in rows])(place)
-
-
 def first_is_long(rows):
     return [[*rows[0][:-1], f"{rows[0][-1]} " * 300], *rows[1:]]
 
@@ -209,17 +206,17 @@ def any_label(rows):
     return [[("negative", "positive")[i % 2], row[1]] for i, row in enumerate(rows)]
 
 
+TUNE, EVAL = "step1 --epochs 2 --lr 1e-3", "eval --data {data}"
 ALIGN = "step2 --arch linear --data {data}"
-TUNE = "step1 --epochs 2 --lr 1e-3"
 WARNINGS = [  # (what is broken, command, what it warns of then, and not before)
     (pairs(shifted), ALIGN, r"P@1 is \d.\d% at best; too few pairs, or is translated.tsv shifted"),
     (pairs(lambda rows: [[y, b, a] for y, a, b in rows]), ALIGN, "are the columns swapped"),
     (pairs(refused), ALIGN, "translations are the same, '나'; translate"),
     (pairs(lambda rows: rows[:30]), ALIGN, "3 held-out pairs are too few to judge A"),
-    (english_test, "eval --data {data}", "standard deviations from the translations"),
-    (other_pairs, "eval --data {data}", "align-ko-fc-n.* has other pairs than head-ko-fc"),
-    (other_english, "eval --data {data}", "heads have other English rows or --l2"),
-    (another_lm, "eval --data {data}", "heads of another LM or task are ignored"),
+    (tests(lambda rows: [[y, "good film"] for y, _ in rows]), EVAL, "deviations from the transl"),
+    (other_pairs, EVAL, "align-ko-fc-n.* has other pairs than head-ko-fc"),
+    (other_english, EVAL, "heads have other English rows or --l2"),
+    (another_lm, EVAL, "heads of another LM or task are ignored"),
     (dev_is_train, TUNE, "many dev rows are training rows"),
     (pairs(other_domain), ALIGN, "far from the task's text; expect no gain"),
     (pairs(unrelated_five_times), ALIGN, "A is no better than the mean"),
