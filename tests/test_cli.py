@@ -74,7 +74,7 @@ def rewrite(name, change):
 
 
 pairs, english = partial(rewrite, "ko/translated.tsv"), partial(rewrite, "en/train.tsv")
-tests = partial(rewrite, "ko/test.tsv")
+tests, dev = partial(rewrite, "ko/test.tsv"), partial(rewrite, "en/dev.tsv")
 
 
 def put(name, content):
@@ -90,11 +90,6 @@ def another_lm(place):
     make_encoder(place.path / "other", seed=1)
     step1(place.path / "other", place.data, place.out)
     main("step3_head.py", "--lang", "ko", "--method", "english", "--out", place.out)
-
-
-def dev_labels(place):
-    rows = [("good", "a film"), ("bad", "a room")]
-    write(place.data / "reviews/en/dev.tsv", "label text", rows)
 
 
 def second_language(place):
@@ -127,7 +122,7 @@ step3 --via ko en ko           : --via ko en ko: expected language codes such as
 """
 BROKEN = [  # (what is broken, command, what the line says)
     (put("file", b""), "step1 --out {path}/file", "file"),
-    (dev_labels, "step1", r"dev.tsv:2: label 'good' is not one of step 1's .*'positive'\]"),
+    (dev(lambda rows: [["good", "film"]] * 2), "step1", "dev.tsv:2: label 'good' is not one of"),
     (pairs(unlabelled), "step3 --method translated --data {data}", "tsv:2: label '' is not"),
     (second_aligner, "step3", r"by --n: align-ko-fc-n\d+.pt align.*n9.pt"),
     (another_lm, "step3", "another LM than encoder/; run: python step2_align.py"),
