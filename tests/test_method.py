@@ -371,6 +371,9 @@ def test_what_a_notebook_may_give(encoder):
     assert torch.equal(torch.get_rng_state(), state)
     wrong = [lambda: fit(aligner, x, x[1:], x, x), lambda: fit(aligner, x, x, x, x[:1])]
     wrong += [lambda: solve("linear", x, x[1:], x, x), lambda: train_heads(x, y + 1, 2)]
+    gpt = hf.GPT2Model(hf.GPT2Config(vocab_size=9, n_embd=8, n_layer=1, n_head=2))
+    wrong += [lambda: Aligner("FC", 8), lambda: solve("mean", x, x, x, x), lambda: Inside(gpt)]
+    expected = "match|labels|embeddings|is none of .*linear, procrustes, shift|no linear layers"
     missing = [["a", "b", value] * 10 for value in (float("nan"), None, "")]
     for labels in y.double(), y[:, None], y[1:], *missing, y.int().numpy() - 1:
         wrong.append(partial(train_heads, x, labels, 2))
@@ -379,9 +382,6 @@ def test_what_a_notebook_may_give(encoder):
     wrong += [lambda: fit_inside(inside, encoder, texts, z, texts, z[:2]), lambda: aligner.map(z)]
     wrong.append(lambda: train_heads(x, y, 2, residuals=x[:, 1:]))
     wrong.append(lambda: train_heads(np.full((30, 8), np.nan), y, 2))
-    gpt = hf.GPT2Model(hf.GPT2Config(vocab_size=9, n_embd=8, n_layer=1, n_head=2))
-    wrong += [lambda: Aligner("FC", 8), lambda: solve("mean", x, x, x, x), lambda: Inside(gpt)]
-    expected = "match|labels|embeddings|is none of .*linear, procrustes, shift|no linear layers"
     for call in wrong:
         with pytest.raises(ValueError, match=expected):
             call()
