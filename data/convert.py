@@ -209,10 +209,13 @@ def quoted(counts):
 
 
 def renames(text):
-    """Return "1=negative,5=positive" as a dict, for argparse."""
-    items = re.findall("([^=,]+)=([^=,]+)", text)
-    new_names = {canonical(clean(old)): clean(new) for old, new in items}
-    if ",".join(map("=".join, items)) != text or len(new_names) < len(items):
+    r"""Return "1=negative,5=positive" as a dict, for argparse. In a label \, and \= are , and =."""
+    name = r"((?:\\[,=]|[^,=])+)"
+    items = re.findall(f"{name}={name}", text)
+    whole = ",".join(map("=".join, items)) == text
+    items = [[clean(re.sub(r"\\([,=])", r"\1", label)) for label in item] for item in items]
+    new_names = {canonical(old): new for old, new in items}
+    if not whole or len(new_names) < len(items):
         raise argparse.ArgumentTypeError(f"{text!r} is not like 1=negative,5=positive")
     return new_names
 
@@ -272,8 +275,6 @@ def main(argv=None):
     if args.label and (scores or not 1 < len(labels) <= len(rows) / 10 + 2):
         what = f"number of classes in {len(rows):,} rows: {len(labels):,}"
         warn(f"{what}; is --label the label's column? Scores, ids and free text are no classes")
-    if broken := sum("\ufffd" in "".join(row) for row in rows):
-        warn(f"rows with the character \ufffd, lost in an earlier conversion: {broken:,}")
     if several := len(rows) - len({row[1:] for row in rows}):
         warn(f"rows whose text also has another label: {several:,}; each row should have one label")
     task, step = shlex.quote(folder.name), f"eval.py --lang {lang}"

@@ -58,8 +58,7 @@ class Language:
         self.test_texts, self.test_y = load_task(info, lang, "test")
         self.own_dev_texts, self.own_dev_y = load_task(info, lang, "dev")
         self.test_x, self.own_dev_x = self.cache(self.test_texts), self.cache(self.own_dev_texts)
-        number = {text: i for i, text in enumerate(sorted({t[0] for t in self.test_texts}))}
-        self.premises = np.array([number[text[0]] for text in self.test_texts])
+        self.premises = np.unique([t[0] for t in self.test_texts], return_inverse=True)[1]  # (N,)
         self.english = self.heads(self.x, self.y)
 
     def heads(self, x, y, residuals=None, **options):
@@ -71,10 +70,8 @@ class Language:
         rows = np.argsort(fixed_order(len(english))).tolist()  # in the order of the file
         first = {english[i]: i for i in reversed(rows)}
         rows = [i for i in rows if first[english[i]] == i]
-        if n is not None and n > len(rows):
-            raise UserError(
-                f"--n {n}: {lang} has {len(rows)} pairs with distinct English; use fewer"
-            )
+        if (n or 0) > len(rows):
+            raise UserError(f"--n {n}: {lang} has {len(rows)} distinct English texts; use fewer")
         rows = [rows[i] for i in fixed_order(len(rows), subset)[:n]]
         english, target = [english[i] for i in rows], [target[i] for i in rows]
         target = add_noise(target, *self.noise, subset) if self.noise else target
@@ -207,7 +204,7 @@ def inside_of(*languages, kind, pool, n, subset, own, owner, lr, epochs, noise=N
     inside = Peer(L.encoder) if kind == "distilled" else Inside(L.encoder.lm)
     start = time.perf_counter()
     fit_inside(inside, L.encoder, texts, y[train], held_texts, y[held], epochs=epochs, lr=lr)
-    fields = {"seconds": time.perf_counter() - start, "subset": subset, "pool": pool, "own": own}
+    fields = {"seconds": time.perf_counter() - start, "subset": subset}
     fields["parameters"] = sum(p.numel() for p in inside.parameters() if p.requires_grad)
 
     options = f", lr {lr:g}" if kind == "distilled" or lr != LR else ""
@@ -221,17 +218,14 @@ def inside_of(*languages, kind, pool, n, subset, own, owner, lr, epochs, noise=N
             name = f"inside of {' '.join(pool)}{others}{each}{options}, {role}"
         with inside.on(L.encoder):
             test_x, own_dev_x = encode(L.encoder, L.test_texts), encode(L.encoder, L.own_dev_texts)
-        fields |= {"n": sizes.get(L.lang), "seen": L.lang in sizes}
+        fields["n"] = sizes.get(L.lang)
         yield L.record(name, L.english, test_x, own_dev_x=own_dev_x, **fields)
 
 
 def read_records(folder):
-    """Return the records of a run folder, [] before the first. Raises UserError if the file is damaged."""
+    """Return the records of a run folder, [] before the first."""
     path = Path(folder, "experiments.json")
-    try:
-        return json.loads(path.read_text()) if path.exists() else []
-    except ValueError:
-        raise UserError(f"{path}: damaged; delete it and run data/experiments.py again")
+    return json.loads(path.read_text()) if path.exists() else []
 
 
 def collect(folders, langs=(), key=lambda r: (r["method"], r.get("n"))):
@@ -297,22 +291,20 @@ def print_table(folders, langs, over, minus):
 
 def print_bench(folders, langs):
     """Print the smallest n at which the mean accuracy of a method reaches that of a head on all native rows."""
-    points = {}  # {(method, language): {n: mean accuracy over run folders}}
     gains = collect(folders, key=lambda r: (r["method"], r["lang"], r.get("n")))
-    for (method, lang, n), runs in gains.items():
-        points.setdefault((method, lang), {})[n] = mean_gain(runs, None, "accuracy")[0]
-    natives = {lang: sizes[None] for (method, lang), sizes in points.items() if method == "native"}
+    means = {place: mean_gain(runs, None, "accuracy")[0] for place, runs in gains.items()}
+    natives = {lang: y for (method, lang, _), y in means.items() if method == "native"}
     langs = [lang for lang in langs or natives if lang.removesuffix("-mt") in natives]
     goals = {lang: natives[lang.removesuffix("-mt")] for lang in langs}  # ha-mt: see prepare.py
     if not goals:
         raise UserError(f"no records of native; run: python data/experiments.py --out {folders[0]}")
     print(f"{'pairs to reach native':40}" + "".join(f"{lang:>9}" for lang in goals))
     print(f"{'native, accuracy':40}" + "".join(f"{100 * y:9.2f}" for y in goals.values()))
-    for method in dict.fromkeys(method for method, _ in points):
+    for method in dict.fromkeys(method for method, *_ in means):
         cells = []
         for lang, goal in goals.items():
-            sizes = {n: y for n, y in points.get((method, lang), {}).items() if n}
-            reached = [n for n, accuracy in sizes.items() if accuracy >= goal]
+            sizes = {n: y for (*of, n), y in means.items() if of == [method, lang] and n}
+            reached = [n for n, y in sizes.items() if y >= goal]
             cells.append(str(min(reached)) if reached else f">{max(sizes)}" if sizes else "-")
         if set(cells) != {"-"}:
             print(f"{method:40}" + "".join(f"{cell:>9}" for cell in cells))

@@ -18,7 +18,6 @@ import hashlib
 import json
 import re
 import sys
-import unicodedata
 import warnings
 from pathlib import Path
 
@@ -31,7 +30,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from common import PAIRS, ROWS, UserError, bar, batches, check_flags, digest_of, fixed_order
 from common import load_tokenizer, pick_device, read_lines, read_tsv, run, say, warn, write_atomic
-from convert import MISSING
+from convert import MISSING, clean
 from step2_align import doubts_of
 
 DEFAULT_N = 20_000  # rows, in the middle of the paper's 5K to 50K: a day of a CPU, or a bill
@@ -163,10 +162,9 @@ class Translator:
 
 
 def compose(text):
-    """Return text in NFC, with single spaces, and with tokens such as <0xEA> as their bytes."""
+    """Return text as convert.clean does, with tokens such as <0xEA> as their bytes."""
     spell = lambda found: bytes.fromhex(re.sub("<0x|>", "", found[0])).decode("utf-8", "ignore")
-    text = re.sub("(<0x[0-9A-F]{2}>)+", spell, text)
-    return unicodedata.normalize("NFC", " ".join(text.split()))
+    return clean(re.sub("(<0x[0-9A-F]{2}>)+", spell, text))
 
 
 def translate(sentences, done, path, translator, budget=None):

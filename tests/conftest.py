@@ -3,11 +3,12 @@
 Helpers are plain functions (`from conftest import ...`). The fixtures are `world`, `runs` and `folder`.
 """
 
+import contextlib
 import importlib
+import io
 import os
 import random
 import shutil
-import signal
 import sys
 from functools import partial
 from pathlib import Path
@@ -22,14 +23,13 @@ import transformers as hf
 from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+sys.path[:0] = [str(ROOT), str(ROOT / "data")]
 torch.set_num_threads(1)
 hf.logging.set_verbosity_error()
 hf.logging.disable_progress_bar()
 
+import common
 import step3_head
-
-signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's `&` ignores it
 
 NAMES = "step1_embed.py", "step2_align.py", "step3_head.py", "eval.py"
 SCRIPTS = {name: importlib.import_module(name[:-3]) for name in NAMES}
@@ -98,6 +98,11 @@ def write(path, header, rows):
     return path
 
 
+def read_table(path):
+    """Return the rows of a tab-separated file, with its header."""
+    return [line.split("\t") for line in path.read_text(encoding="utf-8").split("\n")[:-1]]
+
+
 def make_row(rng, pair):
     """Return (label, text) or (label, text, text_b), English whose label follows from its words."""
     if not pair:
@@ -134,6 +139,21 @@ def main(script, *args):
         SCRIPTS[script].main()
 
 
+def step1(model, data, out, *flags, task="reviews", epochs=0):
+    """Run step 1, by default without training."""
+    where = "--model", model, "--data", data, "--task", task, "--out", out
+    main("step1_embed.py", *where, "--epochs", epochs, *flags)
+
+
+def error_line(call):
+    """Run call() as a script and expect exit status 2. Return the last line on stderr, the only error."""
+    err = io.StringIO()
+    with pytest.raises(SystemExit) as caught, contextlib.redirect_stderr(err):
+        common.run(call)
+    assert caught.value.code == 2 and err.getvalue().count("error: ") == 1, err.getvalue()
+    return err.getvalue().rstrip("\n").split("\n")[-1]
+
+
 @pytest.fixture(scope="session")
 def world(tmp_path_factory):
     """Return .data, root of the tasks reviews and nli, and .encoder, a random XLM-R. Do not change them."""
@@ -155,8 +175,7 @@ def runs(world, tmp_path_factory):
     ko = "--lang", "ko", "--out", out
     with pytest.MonkeyPatch.context() as patch:
         few_steps(patch, 200)
-        where = "--model", world.encoder, "--data", world.data, "--task", "reviews", "--out", out
-        main("step1_embed.py", *where, "--epochs", 2, "--lr", 1e-3)
+        step1(world.encoder, world.data, out, "--lr", 1e-3, epochs=2)
         for flags in ((), ("--method", "rev"), ("--arch", "inside")):
             main("step2_align.py", *ko, *flags)
         for flags in ((), ("--residuals",)):

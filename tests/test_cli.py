@@ -4,16 +4,17 @@ import argparse
 import json
 import re
 import shutil
-import signal
 import sys
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
+from unittest import mock
 
 import bench
 import faults
 import pytest
-from conftest import PLAIN, SCRIPTS, WORDS, cipher, few_steps, main, make_encoder, write
+from conftest import PLAIN, SCRIPTS, cipher, few_steps, main, make_encoder, read_table, step1
+from conftest import write
 
 import common
 import eval as evaluation
@@ -66,14 +67,14 @@ def rewrite(name, change):
 
     def prepare(place):
         path = place.data / "reviews" / name
-        lines = path.read_text(encoding="utf-8").splitlines()
-        header, *rows = [line.split("\t") for line in lines]
+        header, *rows = read_table(path)
         write(path, " ".join(header), change(rows))
 
     return prepare
 
 
 pairs, english = partial(rewrite, "ko/translated.tsv"), partial(rewrite, "en/train.tsv")
+tests, dev = partial(rewrite, "ko/test.tsv"), partial(rewrite, "en/dev.tsv")
 
 
 def put(name, content):
@@ -87,14 +88,8 @@ def second_aligner(place):
 def another_lm(place):
     """Run step 1 again with another LM, so that the aligners in the folder belong to the first."""
     make_encoder(place.path / "other", seed=1)
-    where = "--data", place.data, "--task", "reviews", "--epochs", 0
-    main("step1_embed.py", "--model", place.path / "other", *where, "--out", place.out)
+    step1(place.path / "other", place.data, place.out)
     main("step3_head.py", "--lang", "ko", "--method", "english", "--out", place.out)
-
-
-def dev_labels(place):
-    rows = [("good", "a film"), ("bad", "a room")]
-    write(place.data / "reviews/en/dev.tsv", "label text", rows)
 
 
 def second_language(place):
@@ -115,40 +110,29 @@ eval --lang xx                 : xx/test.tsv: no such file; .*without labels use
 step2 --lang ko/               : --lang ko/: expected language codes
 step2 --lang ko-rev            : --lang ko-rev: expected language codes
 step2 --n 9999                 : ko/translated.tsv: only (\d+) distinct pairs; use --n \1 or less
-step2 --n 0                    : --n 0: must be at least 1
 step3 --seed 5000000000         : --seed 5000000000: must be at least 0, below
 step2 --arch FC                : --arch: invalid choice: 'FC' .*fc.*inside.*; see --help
 step2 --device tpu             : --device tpu is not available
 step3 --residuals --method rev : --residuals with --method langalign
 step3 --method centred         : needs --unlabelled FILE
 step3 --method rev --arch ae   : no such align file; run: .*--method rev .*found: align-ko-fc-n\d+.pt
-step3 --n 30                   : no such align file; run: python step2_align.py .*--n 30
 step3 --residuals --seed 3     : no such align file; run: python step2_align.py .*--seed 3
 step2 --lang ko xx             : xx/translated.tsv: no such file; .*there: en, ko
 step3 --via ko en ko           : --via ko en ko: expected language codes such as ko, each once
 """
 BROKEN = [  # (what is broken, command, what the line says)
     (put("file", b""), "step1 --out {path}/file", "file"),
-    (dev_labels, "step1", r"dev.tsv:2: label 'good' is not one of step 1's .*'positive'\]"),
+    (dev(lambda rows: [["good", "film"]] * 2), "step1", "dev.tsv:2: label 'good' is not one of"),
     (pairs(unlabelled), "step3 --method translated --data {data}", "tsv:2: label '' is not"),
     (pairs(sorted), "step3 --data {data}", "changed since step 2; rerun step 2"),
     (second_aligner, "step3", r"by --n: align-ko-fc-n\d+.pt align.*n9.pt"),
     (another_lm, "step3", "another LM than encoder/; run: python step2_align.py"),
     (put("runs/embed.pt", b"hello\n"), "step2", "embed.pt: damaged.*; delete it and make it again"),
-    (
-        second_language,
-        "step3 --via xx ko --n 30 --data {data}",
-        "run: python step2_align.py .*--lang ko xx",
-    ),
-    (
-        put("text", b"good\nbad\n"),
-        "eval --predict {path}/text --arch inside --seed 3",
-        "run: .*rev",
-    ),
+    (second_language, "step3 --via xx ko --n 30 --data {data}", "step2_align.py .*--lang ko xx"),
+    (put("text", b"good\n"), "eval --predict {path}/text --arch inside --seed 3", "run: .*rev"),
 ]
-MISTAKES = [
-    (None, *re.split(" +: ", line, maxsplit=1)) for line in FLAGS.strip().split("\n")
-] + BROKEN
+MISTAKES = [(None, *re.split(" +: ", line, maxsplit=1)) for line in FLAGS.strip().split("\n")]
+MISTAKES += BROKEN
 
 
 def follow(err, play, most=3):
@@ -185,10 +169,6 @@ def refused(rows):
     return [[*row[:2], "나" if i % 3 else row[2]] for i, row in enumerate(rows)]
 
 
-def untranslated(rows):
-    return [[*row[:2], row[1] if i % 3 else row[2]] for i, row in enumerate(rows)]
-
-
 def other_domain(rows):
     texts = [f"{PLAIN[i % 9]} {PLAIN[i % 16]}" + " so" * (i % 4) for i in range(100)]
     return [["", text, cipher(text)] for text in texts]
@@ -222,21 +202,17 @@ def any_label(rows):
     return [[("negative", "positive")[i % 2], row[1]] for i, row in enumerate(rows)]
 
 
+TUNE, EVAL = "step1 --epochs 2 --lr 1e-3", "eval --data {data}"
 ALIGN = "step2 --arch linear --data {data}"
-TUNE = "step1 --epochs 2 --lr 1e-3"
 WARNINGS = [  # (what is broken, command, what it warns of then, and not before)
     (pairs(shifted), ALIGN, r"P@1 is \d.\d% at best; too few pairs, or is translated.tsv shifted"),
     (pairs(lambda rows: [[y, b, a] for y, a, b in rows]), ALIGN, "are the columns swapped"),
     (pairs(refused), ALIGN, "translations are the same, '나'; translate"),
-    (pairs(untranslated), ALIGN, r"\d+ of \d+ translations repeat their source"),
     (pairs(lambda rows: rows[:30]), ALIGN, "3 held-out pairs are too few to judge A"),
-    (
-        rewrite("ko/test.tsv", lambda rows: [[y, f"{WORDS[0]} {WORDS[1]}"] for y, _ in rows]),
-        "eval --data {data}",
-        "standard deviations from the translations",
-    ),
-    (other_pairs, "eval --data {data}", "align-ko-fc-n.* has other pairs than head-ko-fc"),
-    (other_english, "eval --data {data}", "heads have other English rows or --l2"),
+    (tests(lambda rows: [[y, "good film"] for y, _ in rows]), EVAL, "deviations from the transl"),
+    (other_pairs, EVAL, "align-ko-fc-n.* has other pairs than head-ko-fc"),
+    (other_english, EVAL, "heads have other English rows or --l2"),
+    (another_lm, EVAL, "heads of another LM or task are ignored"),
     (dev_is_train, TUNE, "many dev rows are training rows"),
     (pairs(other_domain), ALIGN, "far from the task's text; expect no gain"),
     (pairs(unrelated_five_times), ALIGN, "A is no better than the mean"),
@@ -267,38 +243,14 @@ def test_help_explains_every_flag_and_shows_the_docstring(script, monkeypatch):
     assert SCRIPTS[script].__doc__ in parser.format_help()
 
 
-def full_disk(*args):
-    raise OSError(28, "No space left on device")
-
-
-def ctrl_c(*args):
-    signal.raise_signal(signal.SIGINT)
-
-
-@pytest.mark.parametrize(
-    "failure, expected, line",
-    [(full_disk, 2, "error: .*No space left on device.*"), (ctrl_c, 130, "interrupted; rerun.*")],
-)
-def test_an_interrupted_write_is_one_line_and_leaves_no_file(
-    failure, expected, line, place, play, monkeypatch
-):
-    monkeypatch.setattr(Path, "replace", failure)
-    before = listing(place.path)
-    status, _, err = play("step3")
-    assert status == expected and re.fullmatch(f"{line}\n", err)
-    assert listing(place.path) == before
-
-
-def test_data_repoints_a_moved_root(place, play):
-    moved = {**common.load(place.out / "embed.pt", "embed"), "data": str(place.path / "moved")}
-    common.save(place.out / "embed.pt", **moved)
-    before = listing(place.out)
-    for line in "step2", "step3", "eval":
-        status, _, err = play(line)
-        assert status == 2 and "moved/reviews" in err
-        assert play(f"{line} --data {{data}}")[0] == 0
-    (place.out / "results-ko.json").unlink()
-    assert listing(place.out) == before
+def test_an_interrupted_write_is_one_line_and_leaves_no_file(place, play, monkeypatch):
+    before, full = listing(place.path), OSError(28, "No space left on device")
+    disk, stopped = "error: .*No space left on device.*\n", "interrupted; rerun.*\n"
+    for failure, expected, line in (full, 2, disk), (KeyboardInterrupt, 130, stopped):
+        monkeypatch.setattr(Path, "replace", mock.Mock(side_effect=failure))
+        status, _, err = play("step3")
+        assert status == expected and re.fullmatch(line, err)
+        assert listing(place.path) == before
 
 
 def test_seed_decides_every_bit(place, play):

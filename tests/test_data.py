@@ -4,12 +4,13 @@ import json
 import re
 import shutil
 import unicodedata
+from itertools import product
 from pathlib import Path
 
 import pytest
 import torch
 import transformers as hf
-from conftest import WORDS, cipher, main, make_encoder, make_tokenizer, write
+from conftest import WORDS, cipher, make_encoder, make_tokenizer, step1, write
 from safetensors.torch import load_file, save_file
 from tokenizers import processors
 
@@ -42,14 +43,12 @@ def test_text_is_composed_whatever_wrote_it(tmp_path):
     assert texts == [("좋은 영화",), ("나쁜 방",), ("x",)] and y.tolist() == [0, 0, 1]
 
 
-@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
-def test_line_ends_and_byte_order_marks(tmp_path, end):
+def test_line_ends_and_byte_order_marks(tmp_path):
     odd = "a\u2028b\u0085c d \u00a0e \u202eabc"  # all of it is text
     lines = ["label\ttext", f"good\t{odd}", "bad\tz"]
-    for mark in ("", "\ufeff"):
-        for tail in ("", end, end * 3):
-            (tmp_path / "f.tsv").write_bytes((mark + end.join(lines) + tail).encode())
-            assert read_tsv(tmp_path / "f.tsv", *ROWS) == [("good", odd), ("bad", "z")]
+    for mark, end, tail in product(("", "\ufeff"), ("\n", "\r\n", "\r"), (0, 1, 3)):
+        (tmp_path / "f.tsv").write_bytes((mark + end.join(lines) + tail * end).encode())
+        assert read_tsv(tmp_path / "f.tsv", *ROWS) == [("good", odd), ("bad", "z")]
 
 
 @pytest.mark.parametrize(
@@ -80,11 +79,11 @@ def test_texts_in_quotes_warn(tmp_path, capsys):
 
 
 # Labels
-@pytest.mark.parametrize("other", ["good\u00a0", "Good", "go\u200bod", "\uff47ood", ""])
-def test_labels_that_look_alike_are_refused(tmp_path, other):
-    rows = [("good", "x"), ("bad", "y"), (other, "z")]
-    path = write(tmp_path / "t/en/train.tsv", ROWS[0], rows)
-    refused(lambda: describe_task(tmp_path, "t"), path, repr(other), "look the same")
+def test_labels_that_look_alike_are_refused(tmp_path):
+    for other in "good\u00a0", "Good", "go\u200bod", "\uff47ood", "":
+        rows = [("good", "x"), ("bad", "y"), (other, "z")]
+        path = write(tmp_path / "t/en/train.tsv", ROWS[0], rows)
+        refused(lambda: describe_task(tmp_path, "t"), path, repr(other), "look the same")
 
 
 def test_a_task_has_two_classes_and_few(tmp_path, capsys):
@@ -214,19 +213,13 @@ def test_an_encoder_folder_of_another_run_is_refused(folder, tmp_path):
 
 
 # Models
-@pytest.mark.parametrize("bars", [True, False])
-def test_verbosity_and_bars_of_transformers_stay(world, tmp_path, bars):
-    logs = hf.utils.logging
-    set_bars = logs.enable_progress_bar, logs.disable_progress_bar
-    try:
-        set_bars[not bars]()
-        logs.set_verbosity_info()
-        common.load_pretrained(world.encoder)
-        refused(lambda: common.load_pretrained(tmp_path), "--model")
-        assert logs.get_verbosity() == logs.INFO and logs.is_progress_bar_enabled() == bars
-    finally:
-        logs.set_verbosity_error()
-        logs.disable_progress_bar()
+def test_verbosity_of_transformers_stays(world, tmp_path):
+    hf.logging.set_verbosity_info()
+    load_pretrained(world.encoder)
+    refused(lambda: load_pretrained(tmp_path), "--model")
+    level = hf.logging.get_verbosity()
+    hf.logging.set_verbosity_error()
+    assert level == hf.logging.INFO
 
 
 def test_a_model_without_special_tokens(world, tmp_path):
@@ -235,8 +228,7 @@ def test_a_model_without_special_tokens(world, tmp_path):
     tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing("$A", "$A $B")
     model, out = make_encoder(tmp_path / "model"), tmp_path / "runs"
     tokenizer.save_pretrained(model)
-    where = "--model", model, "--data", world.data, "--task", "reviews", "--out", out
-    main("step1_embed.py", *where, "--epochs", 0)
+    step1(model, world.data, out)
     encoder, _ = load_encoder(out)
     assert len(encoder.tokenize(["good"])[0]["input_ids"]) == 1
     assert encode(encoder, ["good", "good film"]).isfinite().all()
@@ -249,18 +241,16 @@ def test_what_a_model_does_not_say_is_measured(tmp_path, capsys):
     tokenizer = hf.AutoTokenizer.from_pretrained(model)
     tokenizer.model_input_names = ["input_ids", "attention_mask"]
     tokenizer.save_pretrained(model)
-    encoder = common.load_pretrained(model, texts=texts)
+    encoder = load_pretrained(model, texts=texts)
     assert encoder.tokenize(texts)[0]["token_type_ids"] == [0, 0, 0, 0, 1, 1]
     assert not capsys.readouterr().err
     info = {"data": "", "task": "nli", "labels": ["a", "b"]}
     common.save_encoder(encoder, tmp_path / "run", info)
-    ids = common.load_encoder(tmp_path / "run")[0].tokenize(texts)
-    assert ids == encoder.tokenize(texts)
-    old = {k: v for k, v in common.load(tmp_path / "run/embed.pt", "embed").items() if k != "kind"}
+    assert load_encoder(tmp_path / "run")[0].tokenize(texts) == encoder.tokenize(texts)
+    old = load(tmp_path / "run/embed.pt", "embed")
     del old["segments"]  # a run folder from before they were made
-    common.save(tmp_path / "run/embed.pt", "embed", **old)
-    ids = common.load_encoder(tmp_path / "run")[0].tokenize(texts)
-    assert "token_type_ids" not in ids[0]
+    save(tmp_path / "run/embed.pt", **old)
+    assert "token_type_ids" not in load_encoder(tmp_path / "run")[0].tokenize(texts)[0]
     encode(encoder, ["Ж Щ Ю", "good film"])
     assert "33% of the tokens are unknown" in capsys.readouterr().err
     sizes = {"d_model": 16, "n_layer": 1, "n_head": 2, "d_inner": 16}
@@ -272,7 +262,7 @@ def test_what_a_model_does_not_say_is_measured(tmp_path, capsys):
         common.Encoder(encoder.lm, tokenizer, pool="max")
     assert common.Encoder(encoder.lm, tokenizer).dim == 32
     make_encoder(tmp_path / "fnet", "fnet")
-    common.load_pretrained(tmp_path / "fnet", texts=texts)
+    load_pretrained(tmp_path / "fnet", texts=texts)
     assert "embeddings of FNetModel depend on padding" in capsys.readouterr().err
 
 
@@ -280,8 +270,8 @@ def test_the_tokens_are_those_of_tokenizer_json(world, tmp_path):
     model = shutil.copytree(world.encoder, tmp_path / "model")
     config = '{"tokenizer_class": "RobertaTokenizer", "pad_token": "<pad>"}'
     (model / "tokenizer_config.json").write_text(config)
-    encoders = common.load_pretrained(world.encoder), common.load_pretrained(model)
-    assert encoders[0].tokenize(["good film"]) == encoders[1].tokenize(["good film"])
+    expected = load_pretrained(world.encoder).tokenize(["good film"])
+    assert load_pretrained(model).tokenize(["good film"]) == expected
 
 
 def break_model(folder, fault):
@@ -333,9 +323,9 @@ def break_model(folder, fault):
 def test_a_broken_model_is_refused_before_training(world, tmp_path, fault, words):
     model = shutil.copytree(world.encoder, tmp_path / "model")
     break_model(model, fault)
-    where = "--data", world.data, "--task", "nli", "--out", tmp_path / "runs"
-    refused(lambda: main("step1_embed.py", "--model", model, *where), words)
-    assert not (tmp_path / "runs").exists()
+    out = tmp_path / "runs"
+    refused(lambda: step1(model, world.data, out, task="nli", epochs=1), words)
+    assert not out.exists()
 
 
 def test_the_language_of_all_adapters_is_named(tmp_path, capsys):
@@ -366,18 +356,6 @@ def test_what_a_folder_declares_and_we_leave_out_is_named(world, tmp_path, capsy
             assert ("with cls pooling, not --pool mean" in err) == (pool == "mean")
             assert "module Dense is left out" in err and "Normalize" not in err
             assert "its do_lower_case is left out" in err
-    main(
-        "step1_embed.py",
-        "--model",
-        model,
-        "--data",
-        world.data,
-        "--task",
-        "reviews",
-        "--epochs",
-        0,
-        "--out",
-        tmp_path,
-    )
+    step1(model, world.data, tmp_path)
     modes = {path.stat().st_mode for path in (tmp_path / "encoder").iterdir()}
     assert len(modes) == 1

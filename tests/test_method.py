@@ -2,7 +2,7 @@
 
 import contextlib
 import inspect
-import json
+import os
 import shutil
 import socket
 import subprocess
@@ -16,7 +16,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 import transformers as hf
-from conftest import KINDS, ROOT, SCRIPTS, WORDS, cipher, main, make_encoder
+from conftest import KINDS, ROOT, SCRIPTS, WORDS, cipher, make_encoder, step1
 from torch import nn
 
 import step1_embed
@@ -107,13 +107,6 @@ def test_shapes_and_layers(arch, depth, width, widths):
     kinds = [type(layer).__name__ for layer in aligner.f]
     assert kinds == (["Linear", "ReLU", "Dropout"] * len(linear))[:-2]
     assert aligner(torch.randn(5, 16)).shape == (5, 16)
-
-
-def test_unknown_names_are_listed():
-    x, y, _ = planted()
-    for call in (lambda: Aligner("FC", dim=8), lambda: solve("mean", *parts(x, y))):
-        with pytest.raises(ValueError, match="is none of .*linear, procrustes, shift"):
-            call()
 
 
 # Closed forms
@@ -235,6 +228,8 @@ def test_strings_are_texts_and_a_bare_string_is_none(encoder):
     assert torch.equal(encode(encoder, TEXTS), encode(encoder, [(text,) for text in TEXTS]))
     with pytest.raises(TypeError, match="a list of texts or pairs, got a str"):
         encode(encoder, "good film")
+    with pytest.raises(TypeError, match="text_b"):
+        encode(encoder, [("label", "good", "bad")])
     for wrong in ({}, None, ("a", 1), " ", "\ud83d", b""):
         with pytest.raises(TypeError, match=r"texts\[1\] is .* expected a list of texts"):
             encode(encoder, ["good film", wrong])
@@ -242,8 +237,7 @@ def test_strings_are_texts_and_a_bare_string_is_none(encoder):
 
 def test_frozen_weights_are_cast_and_rotary_buffers_stay_fp32(world, tmp_path):
     model, out = make_encoder(tmp_path / "model", "modernbert"), tmp_path / "runs"
-    where = "--data", world.data, "--task", "reviews", "--out", out
-    main("step1_embed.py", "--model", model, *where, "--epochs", 0)
+    step1(model, world.data, out)
     (plain, info), (low, _) = load_encoder(out), load_encoder(out, dtype=torch.bfloat16)
     assert same(state_of(plain), state_of(load_pretrained(model))) and info["history"] == []
     assert {p.dtype for p in low.parameters()} == {torch.bfloat16}
@@ -300,12 +294,6 @@ def test_the_lm_is_frozen_and_inside_trains_down_and_up(runs):
     assert not any(torch.equal(start[name], tensor) for name, tensor in state_of(inside).items())
     assert all(p.grad is None for p in encoder.parameters()) and same(state_of(encoder), bits)
     assert torch.equal(encode(encoder, TEXTS), y)
-
-
-def test_inside_needs_linear_layers():
-    lm = hf.GPT2Model(hf.GPT2Config(vocab_size=9, n_embd=8, n_layer=1, n_head=2))
-    with pytest.raises(UserError, match="GPT2Model has no linear layers for --arch inside"):
-        Inside(lm)
 
 
 @pytest.mark.parametrize("arch", ["ae", "linear", "inside"])
@@ -370,11 +358,9 @@ def test_tune_keeps_the_epoch_of_the_best_dev_accuracy(world, english, monkeypat
 
 
 def test_what_a_notebook_may_give(encoder):
-    """Give an iterable, no epochs, float64 with a gradient, a text of three parts, x and y that do not match."""
+    """Give an iterable, no epochs, float64 with a gradient, wrong shapes and names."""
     texts, x = ["good film", "bad", "so so"], torch.randn(30, 8).double().requires_grad_()
     assert same({"": encode(encoder, iter(texts))}, {"": encode(encoder, texts)})
-    with pytest.raises(TypeError, match="text_b"):
-        encode(encoder, [("label", "good", "bad")])
     aligner, y = Aligner("fc", 8), torch.arange(30) % 2
     assert fit(aligner, x, x, x, x, epochs=2) and fit(aligner, x, x, x, x, epochs=0) == []
     assert train_heads(x, y, 2, steps=1)["weight"].dtype == torch.float32
@@ -385,6 +371,9 @@ def test_what_a_notebook_may_give(encoder):
     assert torch.equal(torch.get_rng_state(), state)
     wrong = [lambda: fit(aligner, x, x[1:], x, x), lambda: fit(aligner, x, x, x, x[:1])]
     wrong += [lambda: solve("linear", x, x[1:], x, x), lambda: train_heads(x, y + 1, 2)]
+    gpt = hf.GPT2Model(hf.GPT2Config(vocab_size=9, n_embd=8, n_layer=1, n_head=2))
+    wrong += [lambda: Aligner("FC", 8), lambda: solve("mean", x, x, x, x), lambda: Inside(gpt)]
+    expected = "match|labels|embeddings|is none of .*linear, procrustes, shift|no linear layers"
     missing = [["a", "b", value] * 10 for value in (float("nan"), None, "")]
     for labels in y.double(), y[:, None], y[1:], *missing, y.int().numpy() - 1:
         wrong.append(partial(train_heads, x, labels, 2))
@@ -395,7 +384,7 @@ def test_what_a_notebook_may_give(encoder):
     wrong.append(lambda: train_heads(np.full((30, 8), np.nan), y, 2))
     wrong.append(lambda: solve("shift", x * float("nan"), x, x, x))
     for call in wrong:
-        with pytest.raises(ValueError, match="match|labels|embeddings"):
+        with pytest.raises(ValueError, match=expected):
             call()
     heads = train_heads(x, ["good", "bad"] * 15, 2, residuals=x.detach().numpy(), steps=1)
     assert same(heads, train_heads(x, 1 - y, 2, residuals=x, steps=1))  # in alphabetical order
@@ -421,31 +410,7 @@ def test_p1_of_many_rows_counts_all_languages():
     assert abs(measure(predicted, y, y.mean(0), most=300)["p1"] - 1 / 3) < 0.01
 
 
-# Several ranks as torchrun starts them, and each script copied to a folder of its own: one process imports the
-# libraries and is forked, which saves their time.
-FORKS = """
-import json, os, signal, sys, traceback, torch
-from transformers import XLMRobertaModel
-torch.set_num_threads(1)
-pids = []
-for folder, path, env, code in json.load(sys.stdin):
-    pids.append(os.fork())
-    if not pids[-1]:
-        os.chdir(folder)
-        for file, number in (("out", 1), ("err", 2)):
-            os.dup2(os.open(file, os.O_CREAT | os.O_WRONLY), number)
-        signal.alarm(100)
-        sys.path[0] = path
-        os.environ |= env
-        try:
-            exec(code, {"__name__": "notebook"})
-        except BaseException:
-            traceback.print_exc()
-            os._exit(1)
-        sys.stdout.flush()
-        os._exit(0)
-print([os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in pids])
-"""
+# Processes: several ranks as torchrun starts them, and an import of copied scripts
 RANK = """
 from argparse import Namespace
 from common import *
@@ -466,7 +431,7 @@ def state():
     lists = dict(os.environ), list(sys.path), list(warnings.filters), dict(vars(tqdm.tqdm))
     return level, bars, *lists, sys.argv, sys.stdout, torch.get_num_threads()
 before = state()
-import common, SCRIPT
+import common, step1_embed, step2_align, step3_head, eval
 assert state() == before
 assert (common.RANK, common.WORLD) == (0, 1)  # RANK counts only under torchrun
 """
@@ -485,38 +450,27 @@ def gradients(encoder):
     return {"inside": [up.grad for up in inside.up], "tune": layers}
 
 
-@pytest.fixture(scope="module")
-def processes(world, tmp_path_factory):
-    """Return the folder of the processes (rank0, rank1, step1_embed.py, ...) and {name: exit status}."""
-    base, jobs = tmp_path_factory.mktemp("processes"), []
+def start_python(code, folder, **env):
+    """Start a Python process in a folder. Its output is text."""
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "encoding": "utf-8"}
+    return subprocess.Popen([sys.executable, "-c", code], cwd=folder, env=os.environ | env, **pipes)
+
+
+def test_two_ranks_encode_and_train_as_one(world, tmp_path):
     values = f"MODEL, TEXTS, WORDS = {[str(world.encoder), TEXTS, WORDS]}\n"
+    code, processes = values + inspect.getsource(gradients) + RANK, []
+    env = {"TORCHELASTIC_RUN_ID": "of torchrun", "WORLD_SIZE": "2", "PYTHONPATH": str(ROOT)}
     with socket.socket() as free:
         free.bind(("localhost", 0))
-        env = {"MASTER_ADDR": "localhost", "MASTER_PORT": str(free.getsockname()[1])}
-        env["TORCHELASTIC_RUN_ID"] = "of torchrun"
-    for rank in "01":
-        folder = base / f"rank{rank}"
+        env |= {"MASTER_ADDR": "localhost", "MASTER_PORT": str(free.getsockname()[1])}
+    folders = [tmp_path / rank for rank in "01"]
+    for folder in folders:
         folder.mkdir()
-        env |= {"WORLD_SIZE": "2", "RANK": rank, "LOCAL_RANK": rank}
-        code = values + inspect.getsource(gradients) + RANK
-        jobs.append((str(folder), str(ROOT), dict(env), code))
-    for name in SCRIPTS:
-        (base / name).mkdir()
-        for file in (name, "common.py"):
-            shutil.copy(ROOT / file, base / name)
-        code = CLEAN.replace("SCRIPT", name[:-3])
-        jobs.append((str(base / name), str(base / name), {"RANK": "1"}, code))
-    options = {"input": json.dumps(jobs), "stdout": subprocess.PIPE, "encoding": "utf-8"}
-    done = subprocess.run([sys.executable, "-c", FORKS], check=True, timeout=120, **options)
-    return base, dict(zip(["rank0", "rank1", *SCRIPTS], json.loads(done.stdout)))
-
-
-def test_two_ranks_encode_and_train_as_one(processes, world):
-    base, status = processes
-    folders = [base / "rank0", base / "rank1"]
-    errors = [(folder / "err").read_text() for folder in folders]
-    assert status["rank0"] == status["rank1"] == 0, errors
-    assert [(folder / "out").read_text() for folder in folders] == ["rank 0\n", ""]
+        ranks = {"RANK": folder.name, "LOCAL_RANK": folder.name}
+        processes.append(start_python(code, folder, **env, **ranks))
+    outputs = [process.communicate(timeout=100) for process in processes]
+    assert [out for out, _ in outputs] == ["rank 0\n", ""], outputs
+    assert [process.returncode for process in processes] == [0, 0], outputs
     one, other = (torch.load(folder / "one.pt") for folder in folders)
     assert torch.equal(one, other) and one.abs().sum() > 0  # one text for two ranks
 
@@ -530,13 +484,14 @@ def test_two_ranks_encode_and_train_as_one(processes, world):
     assert all(max(t.abs().max() for t in tensors) > 1e-3 for tensors in alone.values())
 
 
-@pytest.mark.parametrize("name", SCRIPTS)
-def test_importing_a_copied_script_needs_only_common_and_changes_nothing(processes, name):
-    base, status = processes
-    assert status[name] == 0, (base / name / "err").read_text()
-    assert (base / name / "out").read_text() == (base / name / "err").read_text() == ""
-    names = {path.name for path in (base / name).iterdir()} - {"out", "err", "__pycache__"}
-    assert names == {name, "common.py"}
+def test_importing_copied_scripts_changes_nothing(tmp_path):
+    """test_end_to_end.py checks that each of them imports only common.py."""
+    for name in ("common.py", *SCRIPTS):
+        shutil.copy(ROOT / name, tmp_path)
+    process = start_python(CLEAN, tmp_path, RANK="1")
+    assert process.communicate(timeout=100) == ("", "") and process.returncode == 0
+    names = {path.name for path in tmp_path.iterdir()} - {"__pycache__"}
+    assert names == {"common.py", *SCRIPTS}
 
 
 # The meta device stands for a GPU: it has shapes, dtypes and devices, but no numbers

@@ -5,22 +5,19 @@ import json
 import random
 import re
 import shutil
-import sys
 import unicodedata
 
 import pytest
 import torch
 import transformers as hf
-from conftest import ROOT, WORDS, cipher, make_tokenizer, write
+from conftest import WORDS, cipher, make_tokenizer, read_table, write
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers.models.nllb.tokenization_nllb import FAIRSEQ_LANGUAGE_CODES as NLLB
 
-sys.path.insert(1, str(ROOT / "data"))
-
 import step2_align
+import translate
 from common import UserError, fixed_order
-from data import translate
 
 FAST = "--device", "cpu", "--amp", "off", "--beams", 2, "--max-new-tokens", 8
 LETTERS = ["<s>", "<pad>", "</s>", "<unk>", "▁", *map(chr, range(97, 123))]
@@ -81,24 +78,26 @@ def data(tmp_path):
     return tmp_path
 
 
-def table(path):
-    return [line.split("\t") for line in path.read_text("utf-8").split("\n")[:-1]]
-
-
 def run(data, *args, task="mood"):
     """Run the script on Korean; return the rows of translated.tsv in the order of --n, unlabelled."""
     translate.main(["--data", str(data), "--task", task, "--lang", "ko", *map(str, args)])
-    rows = table(data / task / "ko/translated.tsv")[1:]
+    rows = read_table(data / task / "ko/translated.tsv")[1:]
     return [rows[i][1:] for i in fixed_order(len(rows))]
 
 
 def english(data, n, task="mood"):
     """Return the first n rows of train.tsv in the fixed order, without their labels."""
-    rows = list(dict.fromkeys(tuple(row[1:]) for row in table(data / task / "en/train.tsv")[1:]))
-    return [list(rows[i]) for i in fixed_order(len(rows))[:n]]
+    rows = read_table(data / task / "en/train.tsv")[1:]
+    texts = list(dict.fromkeys(tuple(row[1:]) for row in rows))
+    return [list(texts[i]) for i in fixed_order(len(texts))[:n]]
 
 
 # By a model
+def translator(model):
+    command = f"--data d --task t --lang ko --model {model} --device cpu".split()
+    return translate.Translator(translate.get_args(command), ["a film"])
+
+
 FAMILIES = "nllb eng_Latn kor_Hang", "mbart en_XX ko_KR", "opus >>kor<< ", "madlad <2ko> "
 
 
@@ -114,8 +113,7 @@ def test_each_family_and_a_larger_n(hub, data, capsys, family, source, target):
     assert "12 rows, 16 distinct sentences" in capsys.readouterr().out  # 4 premises
     assert [row[:2] for row in pairs] == english(data, 12, "pair")
 
-    command = ["--data", "d", "--task", "t", "--lang", "ko", *map(str, args)]
-    made = translate.Translator(translate.get_args(command), ["a film"])
+    made = translator(hub / family)
     ids, own = made.tokenizer(f"{made.prefix}가").input_ids, made.tokenizer.get_vocab()
     assert own[source] in ids and made.options.get("forced_bos_token_id") == own.get(target)
     assert (own.get("<0xEA>") in ids) == (family == "madlad")
@@ -168,26 +166,17 @@ def test_languages_are_found_by_their_names():
             translate.find_code(NLLB, lang)
 
 
-def test_a_model_that_does_not_read_english_is_refused(hub, data, monkeypatch):
-    load = translate.load_model
-
-    def load_with_languages(*args):
-        model, tokenizer, digest = load(*args)
-        tokenizer.source_lang, tokenizer.target_lang = source, "ko"
-        return model, tokenizer, digest
-
-    monkeypatch.setattr(translate, "load_model", load_with_languages)
-    codes = translate.language_table
-    for source, table, fits in (
-        ("eng", None, True),
-        ("gmw", codes, True),  # a group of languages that holds English
-        ("gmw", None, False),
-        ("deu", codes, False),
-    ):
+def test_a_model_that_does_not_read_english_is_refused(hub, monkeypatch):
+    """gmw is a group of languages that holds English, which counts if the model has codes for targets."""
+    kind, codes = hf.PreTrainedTokenizerFast, translate.language_table
+    monkeypatch.setattr(kind, "target_lang", "ko", raising=False)
+    cases = [("eng", None, 1), ("gmw", codes, 1), ("gmw", None, 0), ("deu", codes, 0)]
+    for source, table, fits in cases:
+        monkeypatch.setattr(kind, "source_lang", source, raising=False)
         monkeypatch.setattr(translate, "language_table", table or (lambda tokenizer: ({}, "")))
         wrong = pytest.raises(UserError, match=f"translates from {source}; give one from English")
         with contextlib.nullcontext() if fits else wrong:
-            run(data, "--model", hub / "opus", *FAST, "--n", 2, "--force")
+            translator(hub / "opus")
 
 
 # By somebody else
@@ -196,7 +185,7 @@ def exchange(data, task, n, change):
     out = data / f"{task}{n}.tsv"
     flags = "--data", data, "--task", task, "--n", n, "--export", out, "--force"
     translate.main([str(flag) for flag in flags])
-    header, *rows = table(out)
+    header, *rows = read_table(out)
     header += [name.replace("text", "translation") for name in header[2:]]
     rows = change([[*row, *map(cipher, row[2:])] for row in rows])
     back = write(data / "back.tsv", " ".join(header), rows)
