@@ -216,7 +216,8 @@ def renames(text):
     items = [[clean(re.sub(r"\\([,=])", r"\1", label)) for label in item] for item in items]
     new_names = {canonical(old): new for old, new in items}
     if not whole or len(new_names) < len(items):
-        raise argparse.ArgumentTypeError(f"{text!r} is not like 1=negative,5=positive")
+        form = r"1=negative,5=positive, where \, and \= stand for , and = in a label"
+        raise argparse.ArgumentTypeError(f"{text!r} is not like {form}")
     return new_names
 
 

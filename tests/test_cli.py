@@ -74,7 +74,7 @@ def rewrite(name, change):
 
 
 pairs, english = partial(rewrite, "ko/translated.tsv"), partial(rewrite, "en/train.tsv")
-tests, dev = partial(rewrite, "ko/test.tsv"), partial(rewrite, "en/dev.tsv")
+target, dev = partial(rewrite, "ko/test.tsv"), partial(rewrite, "en/dev.tsv")
 
 
 def put(name, content):
@@ -209,7 +209,7 @@ WARNINGS = [  # (what is broken, command, what it warns of then, and not before)
     (pairs(lambda rows: [[y, b, a] for y, a, b in rows]), ALIGN, "are the columns swapped"),
     (pairs(refused), ALIGN, "translations are the same, '나'; translate"),
     (pairs(lambda rows: rows[:30]), ALIGN, "3 held-out pairs are too few to judge A"),
-    (tests(lambda rows: [[y, "good film"] for y, _ in rows]), EVAL, "deviations from the transl"),
+    (target(lambda rows: [[y, "good film"] for y, _ in rows]), EVAL, "deviations from the transl"),
     (other_pairs, EVAL, "align-ko-fc-n.* has other pairs than head-ko-fc"),
     (other_english, EVAL, "heads have other English rows or --l2"),
     (another_lm, EVAL, "heads of another LM or task are ignored"),

@@ -163,7 +163,7 @@ CSV = b"stars,text\n1,a\n5,b\n"
         (b'"stars","text"\n"1","a"\n"5","b "c" d"\n', "", "txt:3: .* a quote that does not end"),
         (b"stars,text\n1,\n", "", "0 of 1 rows are left; dropped 1 without a text or label"),
         (CSV, "--rename 2=a", "no label '2' .* has '1' 1, '5' 1"),
-        (CSV, "--rename 1=a,1.0=b", "is not like 1=negative,5=positive"),
+        (CSV, "--rename 1=a,1.0=b", r"is not like 1=negative,5=positive, where \\, and"),
         (CSV, "--out train.tsv", "train.tsv: expected <root>/<task>/<lang>"),
         (CSV, "--text stars", "each flag needs its own column"),
         (CSV, "--split 10", "--split 10: expected a share"),
