@@ -138,6 +138,7 @@ def doubts_of(sources, translations):
     ratio = median(len(b) / len(a) for a, b in pairs)
     odd = [b for a, b in pairs if not 1 / 3 < (len(b) + 20) / (ratio * len(a) + 20) < 3]
     counts = {
+        "hold \ufffd, a character lost in a conversion": sum("\ufffd" in b for _, b in pairs),
         "repeat their source": sum(a.casefold() in b.casefold() for a, b in pairs),
         f"are the same, {text[:50]!r}": count,
         f"are three times too long or short, such as {' '.join(odd)[:50]!r}": len(odd),

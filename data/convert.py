@@ -30,7 +30,7 @@ COLUMNS = "label", "text", "text_b", "translation", "translation_b"  # flags, an
 # What JSON, pandas, databases and Excel write for a missing value
 MISSING = ["", "null", "NULL", "Null", "(null)", "None", "NaN", "nan", "-NaN", "-nan", "NaT", "NA"]
 MISSING += ["N/A", "n/a", "<NA>", "\\N", "undefined", "#NA", "#N/A", "#N/A N/A", "#NV", "#NAME?"]
-MISSING += ["#VALUE!", "#REF!", "#DIV/0!", "#NULL!", "#NUM!"]
+MISSING += ["#VALUE!", "#REF!", "#DIV/0!", "#NULL!", "#NUM!", "#ERROR!", "#WERT!", "Loading..."]
 LIST_OF_ONE = r"""\[ *(?:'([^']*)'|"([^"]*)"|([^][{}()'" ,;|]*)) *\]"""  # ['a, b'] and [1]
 
 
@@ -276,6 +276,8 @@ def main(argv=None):
     if args.label and (scores or not 1 < len(labels) <= len(rows) / 10 + 2):
         what = f"number of classes in {len(rows):,} rows: {len(labels):,}"
         warn(f"{what}; is --label the label's column? Scores, ids and free text are no classes")
+    if broken := sum("\ufffd" in "".join(row) for row in rows):
+        warn(f"rows with the character \ufffd, lost in an earlier conversion: {broken:,}")
     if several := len(rows) - len({row[1:] for row in rows}):
         warn(f"rows whose text also has another label: {several:,}; each row should have one label")
     task, step = shlex.quote(folder.name), f"eval.py --lang {lang}"

@@ -260,7 +260,10 @@ def by_model(args, rows, target):
     key = digest_of(translator.digest.encode(), repr(options).encode())[:8]
     path, done = target.with_name(f"translated.{key}.json"), {}
     if path.exists():
-        done = json.loads(path.read_text("utf-8"))
+        try:
+            done = json.loads(path.read_text("utf-8"))
+        except ValueError:
+            raise UserError(f"{path}: damaged; delete it, and run the command again")
     elif target.exists() and not args.force:
         raise UserError(f"{target} is not by this model and options; move it away, or add --force")
     say(f"{translator.machine} | {args.model}: English to {translator.code}")

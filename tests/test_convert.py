@@ -82,7 +82,7 @@ def test_rows_are_renamed_dropped_and_counted(go, capsys):
 
 def test_what_programs_write_for_missing_is_no_label_unless_it_is_named(go):
     missing = [None, float("nan"), "None", "NA", "N/A", "<NA>", "NULL", "null", "#N/A", " ", []]
-    missing += ["Null", "(null)", "undefined", "-nan", "-NaN", "#N/A N/A", "#NV"]
+    missing += ["Null", "(null)", "undefined", "-nan", "-NaN", "#N/A N/A", "#NV", "Loading..."]
     assert {row[0] for row in go(json_lines(["pos", "neg", *missing]))} == {"pos", "neg"}
     rows = go(json_lines(["pos", "None"]), "--rename", "pos=pos,None=neutral")
     assert {row[0] for row in rows} == {"pos", "neutral"}
