@@ -38,7 +38,7 @@ def as_pairs(x, y, held_x, held_y):
 @torch.random.fork_rng()  # dropout draws from the global generator: leave it as it was
 def fit(aligner, x, y, held_x, held_y, epochs=None, lr=2e-3, batch=128, weight_decay=0.3, seed=0):
     """Train `aligner` in place to minimise Eq. 1, the squared error between A(x) and y: x = e(d_en), y = e(T(d_en)),
-    both (N, D); swap them for Rev-LangAlign. Default: at least 10 epochs and 160 steps. Returns the held-out MSE per
+    both (N, D); swap them for Rev-LangAlign. Default: at least 10 epochs and 400 steps. Returns the held-out MSE per
     epoch, keeps the best. seed: of batches and dropout; A's first weights are drawn when it is made."""
     torch.manual_seed(seed)
     x, y, held_x, held_y = as_pairs(x, y, held_x, held_y)
@@ -46,7 +46,7 @@ def fit(aligner, x, y, held_x, held_y, epochs=None, lr=2e-3, batch=128, weight_d
     aligner.mean_x, aligner.scale_x = x.mean(0), x.std(0).clamp_min(1e-6)
     aligner.mean_y, aligner.scale_y = y.mean(0), y.var(0).mean().sqrt()
     steps = math.ceil(len(x) / batch)  # per epoch
-    epochs = max(10, math.ceil(160 / steps)) if epochs is None else epochs
+    epochs = max(10, math.ceil(400 / steps)) if epochs is None else epochs
     optimizer, schedule = make_optimizer(aligner.parameters(), lr, epochs * steps, weight_decay)
 
     history, kept = [], aligner.state_dict()

@@ -209,9 +209,10 @@ def main(argv=None):
     label, english, korean = worlds["sentiment"]["ko", "translated"][0]
     print(f"{label}: {english}\n  translated: {korean}")
     print(f"masked-LM loss {loss:.2f} -> {args.out} in {time.time() - start:.0f} s")
-    flags = f" --data {args.out} --model {args.out}/encoder"
-    flags = flags if args.out != parser.get_default("out") else ""
-    print(f"next: python step1_embed.py --lr 5e-4{flags}")
+    step1 = "step1_embed.py --lr 5e-4"
+    if args.out != parser.get_default("out"):
+        step1 += f" --data {args.out} --model {args.out}/encoder"
+    print(f"next: python {step1}")
 
 
 if __name__ == "__main__":
