@@ -5,6 +5,7 @@ translator's voice takes first synonyms and formal endings, so that translations
 voice, in English rows and a language's own, takes any. The words are in data/toy_words.txt. See data/toy.py.
 """
 
+from functools import cache
 from pathlib import Path
 
 LANGS = ("en", "ko", "ja", "zh", "sw")
@@ -177,12 +178,14 @@ def sw_review(review, v):
 SLOTS = ("number", "agent", "shirt", "action", "place", "company")
 
 
+@cache
 def above(slot, key):
     """The keys that `key` entails, the nearest first."""
     key = WORDS[slot][key]["under"] if key else "-"
     return [] if key == "-" else [key, *above(slot, key)]
 
 
+@cache
 def options(label, slot, key):
     """The keys that `key` entails, leaves open (neutral) or rules out (contradiction)."""
     entailed = above(slot, key)
