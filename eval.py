@@ -43,12 +43,13 @@ def logits_of(head, encoder, embed, texts):
 
 
 def bootstrap(gains, premises):
-    """Return the 95% interval of the mean of gains (N,); rows of one premise (N,) are resampled together."""
-    sums, counts = np.bincount(premises, gains), np.bincount(premises)  # (P,)
+    """Return the 95% interval of each mean of gains (H, N); rows of one premise (N,) are resampled together."""
+    counts = np.bincount(premises)  # (P,)
+    sums = np.stack([np.bincount(premises, row) for row in gains], axis=1)  # (P, H)
     rng, even = np.random.default_rng(0), np.full(len(counts), 1 / len(counts))
     draws = (rng.multinomial(len(counts), even, 100) for _ in range(BOOTSTRAP // 100))  # (100, P)
-    means = np.concatenate([draw @ sums / (draw @ counts) for draw in draws])
-    return np.percentile(means, [2.5, 97.5]).tolist()
+    means = np.concatenate([draw @ sums / (draw @ counts)[:, None] for draw in draws])
+    return np.percentile(means, [2.5, 97.5], axis=0).T.tolist()
 
 
 def squeeze(texts):
@@ -101,20 +102,22 @@ def evaluate(lang, heads, encoder, embed, info, split="test"):
     shared = {"lang": lang, "split": split, "rows": len(y), "leaks": leaks, "majority": majority}
     number = {text: i for i, text in enumerate(sorted({text[0] for text in texts}))}
     premises = np.array([number[text[0]] for text in texts])  # (N,)
-    records, english, odd = [], None, False
+    records, means, odd = [], [], False
     for head in heads:
         guesses = logits_of(head, encoder, embed, texts).argmax(2)  # (S, N)
         hits = (guesses == y).double()
-        english = hits.mean(0) if english is None else english  # (N,)
-        gains, std = (hits.mean(0) - english).numpy(), hits.mean(1).std(correction=0).item()
+        means.append(hits.mean(0).numpy())  # (N,)
+        std = hits.mean(1).std(correction=0).item()
         record = {field: head[field] for field in describe(lang)} | shared
         record |= {"heads": len(hits), "accuracy": hits.mean().item(), "accuracy_std": std}
-        record |= {"macro_f1": macro_f1(guesses, y), "gain": gains.mean()}
-        record["weights"], odd = digest_of_weights(head), odd or swapped(guesses, y)
-        records.append(record | {"interval": bootstrap(gains, premises)})
+        record |= {"macro_f1": macro_f1(guesses, y), "weights": digest_of_weights(head)}
+        records.append(record)
+        odd = odd or swapped(guesses, y)
     if odd:
         warn("a head fits swapped labels better; do the labels mean the same as in English?")
-    return records
+    gains = np.stack(means) - means[0]  # (H, N)
+    results = zip(records, gains.mean(1).tolist(), bootstrap(gains, premises))
+    return [record | {"gain": gain, "interval": interval} for record, gain, interval in results]
 
 
 def digest_of_weights(head):

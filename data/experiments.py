@@ -90,7 +90,7 @@ class Language:
         hits, baseline = ((x.argmax(2) == self.test_y).double().mean(0) for x in (out, english))
         gains = (hits - baseline).numpy()
         fields |= {"accuracy": hits.mean().item(), "gain": gains.mean()}
-        fields["interval"] = bootstrap(gains, self.premises)
+        [fields["interval"]] = bootstrap(gains[None], self.premises)
 
         # Expected calibration error over ten bins, without and with a temperature fitted on dev rows
         dev = logits(heads, self.dev_x if dev_x is None else dev_x)

@@ -57,16 +57,16 @@ def test_swapped_labels_are_found(order, odd):
 
 
 def test_bootstrap_draws_premises_whole():
-    two = np.array([1.0, 0.0])  # two premises of a row: the mean is 0, 1/2 or 1
-    assert evaluation.bootstrap(two, np.array([0, 1])) == [0, 1]
-    pairs = np.array([1.0, -1.0, 1.0, -1.0])  # each premise's rows cancel, rows alone do not
-    assert evaluation.bootstrap(pairs, np.array([0, 0, 1, 1])) == [0, 0]
-    assert evaluation.bootstrap(pairs, np.arange(4)) == [-1, 1]
+    two = np.array([[1.0, 0.0], [2.0, 0.0]])  # two premises of a row: the mean is 0, 1/2 or 1
+    assert evaluation.bootstrap(two, np.array([0, 1])) == [[0, 1], [0, 2]]
+    pairs = np.array([[1.0, -1.0, 1.0, -1.0]])  # each premise's rows cancel, rows alone do not
+    assert evaluation.bootstrap(pairs, np.array([0, 0, 1, 1])) == [[0, 0]]
+    assert evaluation.bootstrap(pairs, np.arange(4)) == [[-1, 1]]
 
 
 def test_an_interval_covers_95_percent():
     gains = np.random.default_rng(0).normal(0.2, 1, 60)
-    low, high = evaluation.bootstrap(gains, np.arange(60))
+    [(low, high)] = evaluation.bootstrap(gains[None], np.arange(60))
     assert low < gains.mean() < high
     assert high - low == pytest.approx(4 / 60**0.5, rel=0.15)  # 2 x 1.96 sigma / sqrt(N)
 
