@@ -284,7 +284,7 @@ def main(argv=None):
     if args.translation:
         step = f"step2_align.py --lang {lang}"
     elif lang == "en":
-        step = "step1_embed.py --model intfloat/multilingual-e5-small --lr 1e-4"
+        step = "step1_embed.py --model intfloat/multilingual-e5-small"
         step += f" --data {shlex.quote(str(folder.parent))} --task {task}"
     print(f"next: python {step} --out runs/{task}")
 

@@ -282,7 +282,7 @@ def main(argv=None):
         leaks = dropped[place, split]
         leaks = f", {leaks:,} in dev or test dropped" if leaks else ""
         print(f"-> {path}: {len(rows):,} rows{leaks}")
-    print("next: python step1_embed.py --model intfloat/multilingual-e5-small --lr 1e-4", end=" ")
+    print("next: python step1_embed.py --model intfloat/multilingual-e5-small", end=" ")
     print(f"--data {args.root} --task {args.task} --out runs/{args.task}")
 
 
