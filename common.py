@@ -166,11 +166,11 @@ def check_tokens(encoder, rows):
 
 def batches(lengths, budget):
     """Yield batches of row indices, at most `budget` tokens each, longest first: too little memory shows at once."""
-    order = np.argsort(-np.asarray(lengths), kind="stable").tolist()
-    while order:
+    order = np.argsort(-np.asarray(lengths), kind="stable")
+    while len(order):
         size = max(1, budget // max(1, lengths[order[0]]))
-        yield order[:size]
-        order = order[size:]
+        yield order[:size].tolist()
+        order = order[size:]  # a view: a copy of a list would take quadratic time
 
 
 def shuffled(encoder, rows, batch, generator, progress):

@@ -8,9 +8,11 @@ encode   texts per second of common.encode against plain transformers code, as i
 step1    examples per second of step1_embed.tune against Hugging Face Trainer (which needs accelerate)
 inside   seconds per epoch and peak memory of step2_align.fit_inside against distilling the LM's layers
 steps23  seconds of fit (fc), solve (linear) and train_heads on random embeddings (N, 384)
-main     seconds of README's commands, as printed there, in a copy of the repository
-Prints   a JSON object as its last line. A ratio above 1 means that ours is faster or smaller. With --peers it is the
-         smallest ratio to a program of that backend in its class (fp32, or bf16 and int8). Use an idle machine.
+main     seconds of README's commands, as printed there, in a copy of the repository; --before FOLDER: in turns with
+         another checkout
+Prints   a JSON object as its last line; null is not measured. A ratio above 1 means that ours is faster or smaller.
+         With --peers it is the smallest ratio to a program of that backend in its class (fp32, or bf16 and int8).
+         Use an idle machine.
 """
 
 import argparse
@@ -144,6 +146,8 @@ def bench_peers(args, ours, texts, reference, ratios):
                 continue
             key = name if kind.startswith("torch") else kind.split()[0]
             ratios.setdefault(key, []).append(theirs / mine)
+            if kind == "openvino as-is":
+                ratios["openvino_bf16"] = [theirs / mine]
             cosine = F.cosine_similarity(torch.load(f"{place}/out.pt"), reference).mean()
             speed = f"{len(texts) / theirs:8.1f} texts/s, ours {len(texts) / mine:8.1f}"
             print(f"  {kind:15s} {speed}; batch {batch}, cosine to fp32 {cosine:.4f}", flush=True)
@@ -258,13 +262,14 @@ def bench_steps23(args):
     return {"fit_seconds": fit, "heads_seconds": heads}
 
 
-def bench_main(args):
-    block = (ROOT / "README.md").read_text("utf-8").split("```sh\n", 1)[1].split("```")[0]
+def main_job(root):
+    """Return the seconds of the commands of README, run in a copy of the checkout `root`."""
+    block = (root / "README.md").read_text("utf-8").split("```sh\n", 1)[1].split("```")[0]
     lines = [shlex.split(line, comments=True) for line in re.split(r"&& \\\n|\n", block)]
     total = 0.0
     with tempfile.TemporaryDirectory() as place:
         skip = shutil.ignore_patterns(".*", "runs", "toy", "real", "venv", "__pycache__")
-        shutil.copytree(ROOT, f"{place}/copy", ignore=skip)
+        shutil.copytree(root, f"{place}/copy", ignore=skip)
         for command in [words[1:] for words in lines if words[:1] == ["python"]]:
             start, options = time.perf_counter(), {"capture_output": True, "text": True}
             command = [sys.executable, *command]
@@ -274,11 +279,20 @@ def bench_main(args):
                 raise UserError(f"{line}: {done.stderr.strip()[-200:]}")
             total += time.perf_counter() - start
             print(f"  {time.perf_counter() - start:8.1f} s  {line}", flush=True)
-    return {"main_job_seconds": total}
+    return total
+
+
+def bench_main(args):
+    if not args.before:
+        return {"main_job_seconds": main_job(ROOT)}
+    turns = [(main_job(ROOT), main_job(args.before)) for _ in range(args.size["rounds"])]
+    now, before = (median(column) for column in zip(*turns))
+    return {"main_job_seconds": now, "main_job_ratio": before / now}
 
 
 PARTS = {"encode": bench_encode, "step1": bench_step1, "inside": bench_inside}
 PARTS |= {"steps23": bench_steps23, "main": bench_main}
+AIMS = ["encode_openvino_bf16_ratio", "main_job_ratio", "inside_ratio", "inside_memory_ratio"]
 
 
 def main():
@@ -294,6 +308,7 @@ def main():
     flag("--amp", choices=("off", "bf16", "fp16"), help="precision (default: as in step 1)")
     peers = "compare encode with ONNX and OpenVINO, installed in runs/peers"
     flag("--peers", action="store_true", help=peers)
+    flag("--before", type=Path, help="another checkout, to compare main with")
     args = p.parse_args()
     args.only, args.size = args.only.split(","), QUICK if args.quick else FULL
     if not set(args.only) <= set(PARTS):
@@ -304,11 +319,11 @@ def main():
     args.device, args.dtype, machine = common.pick_device(args)
     processor = torch.cpu.get_capabilities().get("cpu_name") or os.uname().machine
     print(f"bench | {processor}, {os.cpu_count()} cores | {machine} | torch {torch.__version__}")
-    found = {}
+    found = dict.fromkeys([*AIMS, "fit_seconds"])
     for name in args.only:
         print(f"{name} | {args.model}", flush=True)
         found |= PARTS[name](args)
-    print(json.dumps({key: float(f"{value:.4g}") for key, value in found.items()}))
+    print(json.dumps({key: value and float(f"{value:.4g}") for key, value in found.items()}))
 
 
 if __name__ == "__main__":
