@@ -124,6 +124,7 @@ class Encoder(nn.Module):
         self.segments = types > 1 or lm.config.model_type == "xlnet" or None
         self.batch_tokens, self.digest, self.cache = batch_tokens, digest, {}  # see cached
         self.autocast, self.inside = None, None  # a dtype, the active Inside (see Inside.on)
+        self.warns = True  # of truncated and unknown tokens
         with torch.no_grad():  # D is not always config.hidden_size
             self.dim = self(pad(self.tokenize(["a"]), tokenizer, lm.device)).shape[1]
 
@@ -199,7 +200,7 @@ def encode(encoder, texts, progress="encode"):
     encoder.eval()
     texts, device = as_texts(texts), encoder.lm.device
     rows = encoder.tokenize(texts) if texts else []
-    if progress:
+    if progress and encoder.warns:
         check_tokens(encoder, rows)
     budget = encoder.batch_tokens or BATCH_TOKENS.get(device.type, 16_384)
     parts = list(batches([len(row["input_ids"]) for row in rows], budget))[RANK::WORLD]

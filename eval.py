@@ -81,8 +81,7 @@ def check_texts(lang, split, texts, embed, info):
                 place = f"{split} texts are {gap:.1f} standard deviations from the translations"
                 warn(f"the {place}; another language or domain?")
     if leaks := sum(squeeze(text) in seen for text in texts):
-        share = f"{leaks / len(texts):.1%}"
-        warn(f"{leaks} of the {lang} {split} rows ({share}) are also training rows")
+        warn(f"{leaks} of {len(texts)} {split} rows in {lang} are also training rows")
     return leaks
 
 
@@ -157,7 +156,7 @@ def load_classifier(out, lang, device="cpu", dtype=None, batch_tokens=None, **fl
             rows = logits_of(head, encoder, partial(encode, encoder), texts).softmax(2).mean(0)
         return [head["labels"][i] for i in rows.argmax(1)], rows
 
-    classifier.head = head
+    classifier.head, classifier.encoder = head, encoder
     return classifier
 
 
@@ -178,6 +177,7 @@ def predict(source, file, classifier, args):
                 numbers = [f"{p:.4f}" for p in (row if args.all else [row.max()])]
                 say(label, *numbers, *(text if args.text else ()), sep="\t")
             done += len(texts)
+            classifier.encoder.warns = False  # once, not every 1,024 lines
     except (KeyboardInterrupt, UserError) as err:
         raise type(err)(f"{str(err) or 'interrupted'}; {done} lines were labelled")
 

@@ -103,7 +103,10 @@ def test_leaked_rows_are_counted(world, folder, tmp_path, capsys):
     write(root / "reviews/ko/translated.tsv", "label text translation", rows)
     main("eval.py", "--lang", "ko", "--out", folder, "--data", root, "--all")
     err = capsys.readouterr().err
-    assert "(6.0%) are also training rows" in err and "--all without --predict has no effect" in err
+    assert (
+        " of 50 test rows in ko are also training rows" in err
+        and "--all without --predict has no effect" in err
+    )
     records = json.loads((folder / "results-ko.json").read_text())
     assert {record["leaks"] for record in records} == {3} and len(records) > 5
 
@@ -207,22 +210,25 @@ def test_flags_name_the_head(runs, label):
 
 
 def test_lines_are_read_as_they_are_labelled(runs, capsys, monkeypatch):
-    """At most CHUNK lines are in memory, so a generator is not read ahead of what is printed."""
+    """At most CHUNK lines are in memory, so a generator is not read ahead of what is printed. One warning is enough."""
     monkeypatch.setattr(evaluation, "CHUNK", 4)
-    printed, ahead = [], []
+    printed, ahead, errors, texts = [], [], [], [f"{text} Ж Ж" for text in TEXTS]
 
     def lines():
         for i in range(50):
-            printed.append(capsys.readouterr().out)
+            shown = capsys.readouterr()
+            printed.append(shown.out)
+            errors.append(shown.err)
             ahead.append(i - "".join(printed).count("\n"))
-            yield f"{TEXTS[i % len(TEXTS)]}\n"
+            yield f"{texts[i % len(texts)]}\n"
 
     args = SimpleNamespace(all=False, text=True)
     evaluation.predict(lines(), "-", evaluation.load_classifier(runs, "ko"), args)
     printed.append(capsys.readouterr().out)
     assert max(ahead) == 3
     labelled = [line.split("\t")[2] for line in "".join(printed).splitlines()]
-    assert labelled == [TEXTS[i % len(TEXTS)] for i in range(50)]
+    assert labelled == [texts[i % len(texts)] for i in range(50)]
+    assert "".join(errors).count("tokens are unknown") == 1
 
 
 def test_predict_is_a_filter(runs, tmp_path):
