@@ -194,7 +194,10 @@ def card(args, head, info, check):
             if r.get("weights") == weights:  # in any language: a pooled A serves several
                 table += "\n| {lang} | {rows} {split} rows | {accuracy:.2%} |".format(**r)
     if not table:
-        warn(f"no results of this head for the card; run: python eval.py --lang {args.lang}")
+        missing = (
+            "the card has no accuracy; with a labelled test.tsv run eval.py, then export again"
+        )
+        warn(missing)
     kind, call = "SentenceTransformer", 'encode(["a text"])'
     if head["two_texts"]:
         kind, call = "CrossEncoder", 'predict([("a text", "its text_b")])'
@@ -224,7 +227,7 @@ print([labels[i] for i in probabilities.argmax(1)])
 Two warnings are harmless: the pooler is missing because it is not used, and the softmax is over labels.
 
 {check}
-It includes that the folder averages the logits of {len(head["heads"]["weight"])} heads, and `eval.py` their probabilities.
+In the difference, the folder averages the logits of {len(head["heads"]["weight"])} heads, and `eval.py` their probabilities.
 The commands after step 1:
 ```sh
 {commands_of(args, head)}
