@@ -163,7 +163,7 @@ def check_pairs(lang, english, target, x, y, task_x):
         warn(f"{lang}: {doubt}; translate these rows again, or leave them out")
     spread = task_x.var(0).sum().sqrt()  # total standard deviation
     gap, gap_y = ((t.mean(0) - task_x.mean(0)).norm().div(spread).item() for t in (x, y))
-    say(f"{lang}: domain gap between pairs and task {gap:.2f} standard deviations of the English")
+    say(f"{lang}: domain gap of the pairs' English to the task's: {gap:.2f} standard deviations")
     # n rows of the task itself have a gap of 1 / sqrt(n) by chance; 0.1: data/RESULTS.md
     if gap > 0.1 + len(x) ** -0.5:
         warn(f"{lang}: far from the task's text; expect no gain, or harm from --arch inside")
