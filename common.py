@@ -123,8 +123,7 @@ class Encoder(nn.Module):
         types = getattr(lm.config, "type_vocab_size", None) or 0  # XLNet has no number
         self.segments = types > 1 or lm.config.model_type == "xlnet" or None
         self.batch_tokens, self.digest, self.cache = batch_tokens, digest, {}  # see cached
-        self.autocast, self.inside = None, None  # a dtype, the active Inside (see Inside.on)
-        self.warns = True  # of truncated and unknown tokens
+        self.autocast, self.inside, self.warns = None, None, True  # dtype, see Inside.on, encode
         with torch.no_grad():  # D is not always config.hidden_size
             self.dim = self(pad(self.tokenize(["a"]), tokenizer, lm.device)).shape[1]
 
