@@ -35,7 +35,6 @@ def tune(encoder, texts, y, dev_texts, dev_y, epochs=3, lr=1e-4, batch=32, seed=
     optimizer, schedule = make_optimizer(model.parameters(), lr, epochs * math.ceil(len(y) / batch))
     scaler = torch.amp.GradScaler(encoder.lm.device.type, enabled=encoder.autocast == torch.float16)
     generator, rows = torch.Generator().manual_seed(seed), encoder.tokenize(texts)
-    # static_graph allows weights that no loss reaches
     model = nn.parallel.DistributedDataParallel(model, static_graph=True) if WORLD > 1 else model
 
     history, best, kept = [], -1.0, encoder.state_dict()
