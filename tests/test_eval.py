@@ -212,23 +212,20 @@ def test_flags_name_the_head(runs, label):
 def test_lines_are_read_as_they_are_labelled(runs, capsys, monkeypatch):
     """At most CHUNK lines are in memory, so a generator is not read ahead of what is printed. One warning is enough."""
     monkeypatch.setattr(evaluation, "CHUNK", 4)
-    printed, ahead, errors, texts = [], [], [], [f"{text} Ж Ж" for text in TEXTS]
+    shown, ahead, texts = [], [], [f"{text} Ж Ж" for text in TEXTS]
 
     def lines():
         for i in range(50):
-            shown = capsys.readouterr()
-            printed.append(shown.out)
-            errors.append(shown.err)
-            ahead.append(i - "".join(printed).count("\n"))
+            shown.append(capsys.readouterr())
+            ahead.append(i - "".join(part.out for part in shown).count("\n"))
             yield f"{texts[i % len(texts)]}\n"
 
     args = SimpleNamespace(all=False, text=True)
     evaluation.predict(lines(), "-", evaluation.load_classifier(runs, "ko"), args)
-    printed.append(capsys.readouterr().out)
+    out, err = map("".join, zip(*shown, capsys.readouterr()))
     assert max(ahead) == 3
-    labelled = [line.split("\t")[2] for line in "".join(printed).splitlines()]
-    assert labelled == [texts[i % len(texts)] for i in range(50)]
-    assert "".join(errors).count("tokens are unknown") == 1
+    assert [line.split("\t")[2] for line in out.splitlines()] == [*texts * 4][:50]
+    assert err.count("tokens are unknown") == 1
 
 
 def test_predict_is_a_filter(runs, tmp_path):

@@ -241,10 +241,7 @@ def test_doubts(data, capsys):
         "9 of 60 .* hold \ufffd": [f"{text}\ufffd" for text in right[:9]] + right[9:],
         "60 of 60 .* start with '번'": [f"번역: {text}" for text in right],
         "9 of 60 .* repeat": [text.upper() for text in sources[:9]] + right[9:],
-        "60 of 60 .* begin with '물론입니다. 번'": [f"물론입니다. 번역: {text}" for text in right],
-        "60 of 60 .* begin with .* or alike": [
-            f"{i % 9}번째 번역입니다: {text}" for i, text in enumerate(right)
-        ],
+        "60 of 60 .* or alike": [f"{i % 9}번째 번역: {text}" for i, text in enumerate(right)],
         "40 of 60 .* end with": right[:20] + [f"{text} (영어에서 번역)" for text in right[20:]],
         "3 of 60 .* three times too long": [text * 9 for text in right[:3]] + right[3:],
     }
