@@ -138,6 +138,8 @@ def read(path, encoding, names):
             raise UserError(f"{path}: {what}; its columns are: {listed}")
     rows = []
     for number, record in enumerate(records, 1):
+        if "answer" not in names and record.get("answer") in ("reject", "ignore"):
+            continue
         values = [record.get(name) for name in names]
         label, *texts = map(clean, values)
         nested = isinstance(values[0], dict) or any(isinstance(v, (dict, list)) for v in values[1:])
@@ -148,6 +150,10 @@ def read(path, encoding, names):
         if one := re.fullmatch(LIST_OF_ONE, label):
             label = clean(one[1] or one[2] or one[3])
         rows.append([label, *texts])
+    if rejected := len(records) - len(rows):
+        warn(
+            f"{path}: rows that Prodigy's annotators rejected or ignored are left out: {rejected:,}"
+        )
     return rows
 
 

@@ -147,8 +147,8 @@ def test_labels_that_are_no_classes_are_a_warning(go, capsys):
     ):
         go(json_lines(labels, 300))
         assert re.search(match, capsys.readouterr().err)
-    go("stars,text\n1,a\n5,a\n1,b\n5,c\n")
-    assert "rows whose text also has another label: 1" in capsys.readouterr().err
+    go("stars,text,answer\n1,a,accept\n5,a,accept\n1,b,accept\n5,c,accept\n5,d,reject\n")
+    assert re.search(r"left out: 1\n.*also has another label: 1", capsys.readouterr().err)
 
 
 CSV = b"stars,text\n1,a\n5,b\n"
