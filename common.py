@@ -71,7 +71,7 @@ def as_texts(texts):
 
 def as_labels(y, rows, classes=None):
     """Return labels y as a tensor (rows,) int64; strings become 0, 1, ... in alphabetical order. Raises ValueError
-    for other numbers than 0 to classes - 1, or a missing label."""
+    for numbers outside 0 to classes - 1, or a missing label."""
     y = np.asarray(y)
     names = sorted({str(label) for label in y.ravel()}) if y.dtype.kind in "UO" else []
     classes = classes or len(names or np.unique(y))
@@ -137,7 +137,7 @@ class Encoder(nn.Module):
         return masked_mean(hidden, batch["attention_mask"]) if self.pool == "mean" else hidden[:, 0]
 
     def tokenize(self, texts):
-        """Texts -> [{"input_ids": [...], ...}, ...], in NFC, truncated. Raises UserError for an unknown id."""
+        """Texts -> [{"input_ids": [...], ...}, ...], in NFC, truncated. Raises UserError for an id unknown to the LM."""
         columns = [list(column) for column in zip(*as_texts(texts))]  # 1 or 2 lists
         options = {"max_length": self.max_len, "return_token_type_ids": self.segments}
         out = self.tokenizer(*columns, truncation=True, **options)
@@ -155,7 +155,7 @@ def pad(rows, tokenizer, device):
 
 
 def check_tokens(encoder, rows):
-    """Warn of tokenised rows that are truncated, or unknown to the LM."""
+    """Warn if tokenised rows may be truncated, or if more than 5% of their tokens are unknown to the LM."""
     ids, unknown = [row["input_ids"] for row in rows], encoder.tokenizer.unk_token_id
     if full := sum(len(row) >= encoder.max_len for row in ids):
         warn(f"{full} texts reach max_len={encoder.max_len} tokens and may be truncated")
@@ -165,7 +165,7 @@ def check_tokens(encoder, rows):
 
 
 def batches(lengths, budget):
-    """Yield batches of row indices, at most `budget` tokens each, longest first: too little memory shows at once."""
+    """Yield batches of row indices, at most `budget` tokens each, longest first: a lack of memory shows at once."""
     order = np.argsort(-np.asarray(lengths), kind="stable")
     while len(order):
         size = max(1, budget // max(1, lengths[order[0]]))
@@ -281,7 +281,7 @@ class Inside(nn.Module):
     @contextlib.contextmanager
     def on(self, encoder, merge=True):
         """Activate A in `encoder` within a `with` block, for every thread. merge: add A to the LM's weights until the
-        block ends, as fast as the plain LM, without gradients for A. Raises ValueError if another is active."""
+        block ends: as fast as the plain LM, but A gets no gradients. Raises ValueError if another is active."""
         if encoder.inside is not None:
             raise ValueError("another Inside is active in this encoder; leave its `with` block")
 
@@ -580,7 +580,7 @@ def check_modules(name, pool):
 
 
 def load_pretrained(name, pool="mean", max_len=256, texts=(), **options):
-    """Return an Encoder, in fp32, from a hub name or a folder, after a trial on the longest of `texts`."""
+    """Return an Encoder, in fp32, from a hub name or a folder, after a trial on the shortest and longest text."""
     flags = {"dtype": torch.float32, "output_loading_info": True, "trust_remote_code": False}
     level = transformers.logging.get_verbosity()
     transformers.logging.set_verbosity_error()  # no load report
@@ -621,7 +621,7 @@ def load_pretrained(name, pool="mean", max_len=256, texts=(), **options):
 
 
 def digests_of(folder):
-    """Return {file name: digest} of the files in encoder/ on which embeddings depend, with any line ends."""
+    """Return {file name: digest} of the files in encoder/ on which embeddings depend. Line endings do not count."""
     paths = [path for path in sorted(Path(folder).glob("[!.]*.*")) if path.is_file()]
     paths = [path for path in paths if path.suffix != ".md" and path.name != "modules.json"]
     return {path.name: digest_of(path.read_bytes().replace(b"\r\n", b"\n")) for path in paths}
@@ -707,7 +707,7 @@ def make_parser(doc, step):
     p = argparse.ArgumentParser(description=doc, formatter_class=raw, allow_abbrev=False)
     p.error, flag = one_line_error, p.add_argument
     flag("--out", default="runs", help="run folder, for one LM and one task (default: runs)")
-    flag("--seed", type=int, default=0, help="random seed, the same in all steps (default: 0)")
+    flag("--seed", type=int, default=0, help="seed; step 3 and eval.py load its files (default: 0)")
     flag("--device", help="cuda, cuda:1, mps or cpu (default: first accelerator, else cpu)")
     amp = "precision of the LM (default: bf16 if native, else fp16 on CUDA, else off: fp32)"
     flag("--amp", choices=("off", "bf16", "fp16"), help=amp)
@@ -718,7 +718,7 @@ def make_parser(doc, step):
         flag("--lang", required=True, nargs="+" if step == 2 else None, help=lang)
         arch = "fc, ae: paper; linear, procrustes, shift: closed form; inside: in LM (default: fc)"
         flag("--arch", choices=(*ARCHES, "inside"), default="fc", help=arch)
-        flag("--n", type=int, help="pairs per language (default: all; after step 2: any)")
+        flag("--n", type=int, help="pairs per language (default: all, or those of the only file)")
         directions = {"langalign": "A maps English", "rev": "A maps target text"}
         methods = METHODS if step > 2 else directions
         method = ", ".join(f"{name}: {text}" for name, text in methods.items())

@@ -5,7 +5,7 @@
 
 Reads   <out>/ of steps 1 to 3 and <data>/<task>/<lang>/test.tsv.
 Writes  <out>/results-<lang>.json, the table as a list of objects. --predict writes to standard output only:
-        `label<TAB>probability` per input line (pairs: text<TAB>text_b), averaged over the heads, 1,024 at a time.
+        `label<TAB>probability` per input line (pairs: text<TAB>text_b), the mean of the heads, 1,024 lines at a time.
 Expect  on toy Korean english 50%, langalign fc +24 points, with residuals +27 (last digits differ by CPU)."""
 
 import json
@@ -66,7 +66,7 @@ def macro_f1(guesses, y):
 
 
 def check_texts(lang, split, texts, embed, info):
-    """Warn of rows of a split that are training rows (return their number), or far from the translations."""
+    """Warn if rows of a split are also training rows (return how many), or if its mean is far from the translations."""
     width, seen = len(texts[0]), set()  # seen: all texts of the training files
     for name in f"{lang}/train.tsv", f"{lang}/translated.tsv", "en/train.tsv":
         path = Path(info["data"], info["task"], name)

@@ -29,7 +29,7 @@ def tune(encoder, texts, y, dev_texts, dev_y, epochs=3, lr=1e-4, batch=32, seed=
     torch.manual_seed(seed)
     sizes = [len(texts), len(dev_texts)]  # together, so that strings mean the same in both
     y, dev_y = as_labels(np.concatenate([y, dev_y]), sum(sizes)).split(sizes)
-    encoder.lm.get_input_embeddings().requires_grad_(False)  # English would move only its own
+    encoder.lm.get_input_embeddings().requires_grad_(False)  # English would move only its own words
     head = nn.Linear(encoder.dim, 1 + int(max(y.max(), dev_y.max())))
     model = nn.Sequential(encoder, nn.Dropout(dropout), head).to(encoder.lm.device)
     optimizer, schedule = make_optimizer(model.parameters(), lr, epochs * math.ceil(len(y) / batch))

@@ -149,7 +149,7 @@ def doubts_of(sources, translations):
         common = Counter(b[part] for b in translations).most_common(top)
         usual = Counter(side for a in sources for side in {a[part], a[:8]}).most_common(top)
         count, alike = (sum(n for _, n in found) for found in (common, usual))
-        # natural texts: the first in at most 8%, the first ten in at most 28%
+        # natural texts: the commonest edge in at most 8%, the ten commonest in at most 28%
         if count > max(share * len(pairs), 2.5 * alike):
             counts[f"{place} with {common[0][0]!r}{' or alike' * (top > 1)}"] = count
     many = max(2, 0.02 * len(pairs))  # fewer are normal

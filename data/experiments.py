@@ -3,18 +3,18 @@
     python data/experiments.py --out runs/nusax0 --lang jv su min ban                # all methods, all pairs
     python data/experiments.py --out runs/nusax0 --lang jv --n 25 50 100 --subsets 3 # gain against n
     python data/experiments.py --out runs/nusax0 --lang jv --inside                  # only A inside the LM
-    python data/experiments.py --out runs/nusax0 --pool jv su min --lang ban ace     # one A for all of them
+    python data/experiments.py --out runs/nusax0 --pool jv su min --lang ban ace     # one A of jv su min
     python data/experiments.py --out runs/nusax0 --lang jv --distil --lr 1e-4        # train the LM instead
     python data/experiments.py --out runs/nusax0 --lang jv --noise drop 0.2 --n 100  # worse translations
     python data/experiments.py --table runs/nusax0 runs/nusax1 --over "fc residuals" # means over run folders
-    python data/experiments.py --table runs/nolly? --lang ha yo --minus ha-mt yo-mt  # people minus machine
-    python data/experiments.py --table runs/nolly? --lang ha yo --bench              # n that equals native rows
+    python data/experiments.py --table runs/nolly[0-4] --lang ha yo --minus ha-mt yo-mt  # people minus machine
+    python data/experiments.py --table runs/nolly[0-4] --lang ha yo --bench     # n at which a method reaches native
 
 Reads   <out>/ of step 1, and the task's en, <lang>/test, dev and translated.tsv.
 Writes  <out>/experiments.json, one record per method, language, n and seed. The same command adds what
         is missing, so that a stopped one continues. Of pairs with the same English the first counts, so that
         two translations of the same rows are compared at the same n.
-Expect  with --pool rows of --table for languages "seen", "unseen", and with "own" pairs, which --own adds.
+Expect  with --pool one row of --table per role: languages "seen" in the pool, "unseen", or with "own" pairs (--own).
 """
 
 import argparse
@@ -79,8 +79,8 @@ class Language:
 
     def record(self, method, heads, test_x=None, dev_x=None, own_dev_x=None, out=None, **fields):
         """Return accuracy on test and on the language's dev rows, gain over English with its interval, and calibration
-        of heads. test_x, dev_x, own_dev_x: of test rows, English and own dev rows (default: embeddings by the LM
-        alone). out: logits on test rows, without accuracy on dev rows."""
+        of heads. test_x, dev_x, own_dev_x: embeddings of test, English dev and own dev rows (default: by the LM alone).
+        out: logits on test rows in place of test_x; no dev accuracy is then recorded."""
         if out is None:
             own_dev_x = self.own_dev_x if own_dev_x is None else own_dev_x
             hits = logits(heads, own_dev_x).argmax(2) == self.own_dev_y
@@ -106,8 +106,8 @@ class Language:
 
 
 def methods_without_pairs(L):
-    """Yield the records of English heads, methods on unlabelled text, native rows and a ceiling. Unlabelled are the
-    dev texts, and "all texts": with the train texts or, without any, the translations."""
+    """Yield the records of English heads, methods on unlabelled text, native rows and a ceiling. Unlabelled text is the
+    dev texts; "all texts" adds those of train.tsv, or without that file the translations."""
     yield L.record("english", L.english)
     yield L.record("english, l2 0.2", L.heads(L.x, L.y, l2=0.2))
     native = Path(L.info["data"], L.info["task"], L.lang, "train.tsv").exists()
@@ -132,8 +132,8 @@ def methods_without_pairs(L):
 
 
 def methods_of_n(L, n, subset):
-    """Yield the records of heads on n translations, and of each A with and without residuals. With all pairs
-    (n None) more of these follow, and controls."""
+    """Yield the records of n translations: translated, mixed, rev fc, and each A with and without residuals. With all
+    pairs (n None) also procrustes, more seeds, controls, and the methods without pairs."""
     english, target, y_pairs = L.pairs(L.lang, n, subset, labelled=True)
     x, y = L.cache(english), L.cache(target)  # e(d_en), e(T(d_en)): (n, D)
     fields = {"n": len(english), "subset": subset}
@@ -192,7 +192,7 @@ class Peer(Inside):
 
 def inside_of(*languages, kind, pool, n, subset, own, owner, lr, epochs, noise=None):
     """Train A inside the LM, or distil the LM, on n pairs of each language in `pool` and `own` pairs of `owner`,
-    and yield the record of each language; its n counts the language's own pairs."""
+    and yield one record per language, whose n is the number of that language's pairs (None: unseen)."""
     L, english, target, sizes = languages[0], [], [], {}
     counts = dict.fromkeys(pool, n) | ({owner: own} if own else {})
     for lang, count in counts.items():
@@ -324,8 +324,8 @@ def main(argv=None):
     kind("--pool", nargs="+", default=[], metavar="LANG", help="only A inside the LM, one for all")
     own = "with --pool: add N pairs of one --lang at a time (default: 0)"
     flag("--own", nargs="+", type=int, default=[0], metavar="N", help=own)
-    flag("--lr", type=float, default=LR, help="learning rate of these three (default: 3e-3)")
-    flag("--epochs", type=int, help="epochs of these three (default: at least 4 and 180 steps)")
+    flag("--lr", type=float, default=LR, help="rate of --inside, --distil, --pool (default: 3e-3)")
+    flag("--epochs", type=int, help="their epochs (default: at least 4 and 180 steps)")
     noise = "drop, replace (words) or swap (rows): spoil this share of the translations"
     flag("--noise", nargs=2, metavar=("KIND", "SHARE"), help=noise)
     flag("--data", help="root of the data, if it moved since step 1")
@@ -333,7 +333,7 @@ def main(argv=None):
     flag("--over", metavar="METHOD", help="with --table: print gains over this method")
     minus = "with --table: print gains of --lang over these languages, in order"
     flag("--minus", nargs="+", default=[], metavar="LANG", help=minus)
-    flag("--bench", action="store_true", help="with --table: print the n that equals native rows")
+    flag("--bench", action="store_true", help="with --table: print the n that reaches native rows")
     args = p.parse_args(argv)
     if args.table and args.bench:
         return print_bench(args.table, args.lang)
@@ -349,7 +349,7 @@ def main(argv=None):
 
     noise_kind, share = args.noise or ("drop", "0")
     if noise_kind not in NOISE or not re.fullmatch(r"0?\.\d+|[01]", share):
-        p.error(f"--noise {noise_kind} {share}: expected drop, replace or swap, and a share as 0.2")
+        p.error(f"--noise {noise_kind} {share}: expected drop, replace or swap; share such as 0.2")
     noise = [noise_kind, float(share)] if args.noise else None
     suffix = f", {noise_kind} {float(share):g}" if noise else ""
     device, dtype, _ = pick_device(argparse.Namespace(device=None, amp=None))

@@ -1,7 +1,7 @@
-"""Rivals of LangAlign that need no pairs, and worse translations, for data/experiments.py.
+"""Rivals of LangAlign that need no pairs, and noise for translations, for data/experiments.py.
 
-Each rival is a function of embeddings: x (N, D) and y (N,) are the English rows with their labels, and
-`target` (M, D) holds target text without labels.
+Embeddings: x (N, D) are the English rows. `xite` takes their labels y (N,) and target text (M, D) without
+labels. `unpaired` takes no labels: its y (M, D) is that target text.
 """
 
 import sys
@@ -44,7 +44,7 @@ def add_noise(texts, kind, share, seed=0):
 def xite(x, y, target, share=0.7):
     """Return the rows and labels to train a head on by XITE (arXiv 2604.23589), as its abstract describes it. Each
     unlabelled target embedding (M, D) takes the label of the English row of x (N, D), y (N,) with the highest
-    cosine, and the two are interpolated. Our choice: `share` of the target, English rows stay, no LDA."""
+    cosine, and the two are interpolated. Our choices: `share` is the target's weight, English rows are kept, no LDA."""
     nearest = (F.normalize(target, dim=1) @ F.normalize(x, dim=1).T).argmax(1)  # (M,)
     return torch.cat([x, share * target + (1 - share) * x[nearest]]), torch.cat([y, y[nearest]])
 
@@ -62,7 +62,7 @@ def clusters(x, k, rng, rounds=20):
 
 
 def match(a, b, rng, tries=3_000, starts=10):
-    """Return the order of b's rows and columns in which it fits a best (both (k, k)), by swaps that help."""
+    """Return the permutation of b (k, k) whose rows and columns fit matrix a (k, k) best, found by swaps that help."""
     found = []
     for _ in range(starts):
         order = rng.permutation(len(a))
@@ -80,8 +80,8 @@ def match(a, b, rng, tries=3_000, starts=10):
 def unpaired(x, y, start="anchors", k=20, runs=10, neighbours=10, rounds=30, seed=0):
     """Return the orthogonal Aligner from English x (N, D) to target y (M, D), found without pairs, as mini-vec2vec
     (arXiv 2510.02348) finds it. Rows are compared by their cosines to the centres of `runs` clusterings, which
-    quadratic assignment matches. A row's pair is the mean of its nearest target rows. Procrustes fits W, and the
-    neighbours after W refine it. Left out: smoothing, and the refinement by clusters. start "identity" (our
+    quadratic assignment matches. A row's pair is the mean of its nearest target rows. Procrustes fits W to the pairs,
+    and nearest rows after W give better pairs. Left out: smoothing, refinement by clusters. start "identity" (our
     choice) compares the rows themselves, since one LM embeds both languages."""
     rng = np.random.default_rng(seed)
     X, Y = (F.normalize(rows - rows.mean(0), dim=1) for rows in (x, y))
