@@ -137,7 +137,7 @@ class Encoder(nn.Module):
         return masked_mean(hidden, batch["attention_mask"]) if self.pool == "mean" else hidden[:, 0]
 
     def tokenize(self, texts):
-        """Texts -> [{"input_ids": [...], ...}, ...], in NFC, truncated. Raises UserError for an id unknown to the LM."""
+        """Texts -> [{"input_ids": [...], ...}, ...], NFC, truncated. Raises UserError for an id unknown to the LM."""
         columns = [list(column) for column in zip(*as_texts(texts))]  # 1 or 2 lists
         options = {"max_length": self.max_len, "return_token_type_ids": self.segments}
         out = self.tokenizer(*columns, truncation=True, **options)
