@@ -72,7 +72,7 @@ def as_texts(texts):
 def as_labels(y, rows, classes=None):
     """Return labels y as a tensor (rows,) int64; strings become 0, 1, ... in alphabetical order. Raises ValueError
     for numbers outside 0 to classes - 1, or a missing label."""
-    y = np.asarray(y)
+    y = np.asarray(np.asarray(y).tolist())  # of numbers also if pandas holds them as objects
     names = sorted({str(label) for label in y.ravel()}) if y.dtype.kind in "UO" else []
     classes = classes or len(names or np.unique(y))
     if y.ndim == 1 and len(names) == classes and not {"", "nan", "None"} & {*names}:
@@ -83,12 +83,13 @@ def as_labels(y, rows, classes=None):
     return torch.as_tensor(y).long()
 
 
-def as_rows(x, dim=None):
-    """Return embeddings, a tensor or an array (N, D), in fp32. Raises ValueError for another shape, D not `dim`, or
-    a row that is not finite."""
+def as_rows(x, dim=None, rows=None):
+    """Return embeddings, a tensor or an array (N, D), in fp32. Raises ValueError if there are none, N is not `rows`,
+    D is not `dim`, or a row is not finite."""
     x = torch.as_tensor(x).detach().float()
-    if x.dim() != 2 or x.shape[1] != (dim or x.shape[1]):
-        raise ValueError(f"embeddings of shape {tuple(x.shape)}; expected (N, {dim or 'D'})")
+    if x.dim() != 2 or not len(x) or x.shape != (rows or len(x), dim or x.shape[1]):
+        expected = f"({rows or 'N'}, {dim or 'D'})"
+        raise ValueError(f"embeddings of shape {tuple(x.shape)} do not match {expected}")
     if x.is_cpu and len(bad := x.isfinite().all(1).logical_not().nonzero()):  # GPUs would wait
         raise ValueError(f"embeddings[{bad[0].item()}] is not finite")
     return x
@@ -119,9 +120,9 @@ class Encoder(nn.Module):
         if max_len <= (special := tokenizer.num_special_tokens_to_add(pair=True)):
             raise UserError(f"max_len={max_len}: no room for text next to {special} special tokens")
         self.lm, self.tokenizer, self.pool, self.max_len = lm, tokenizer, pool, max_len
-        # token_type_ids of pairs, also if the tokenizer's class makes none
+        # token_type_ids if the LM tells the two texts apart, whatever the tokenizer's class makes
         types = getattr(lm.config, "type_vocab_size", None) or 0  # XLNet has no number
-        self.segments = types > 1 or lm.config.model_type == "xlnet" or None
+        self.segments = types > 1 or lm.config.model_type == "xlnet"
         self.batch_tokens, self.digest, self.cache = batch_tokens, digest, {}  # see cached
         self.autocast, self.inside, self.warns = None, None, True  # dtype, see Inside.on, encode
         with torch.no_grad():  # D is not always config.hidden_size

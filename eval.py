@@ -24,7 +24,6 @@ from common import check_flags, describe, digest_of, encode, find, load, load_en
 from common import logits, make_parser, path_of, pick_device, read_texts, read_tsv, run, say, warn
 from common import write_atomic
 
-
 BOOTSTRAP = 10_000  # resamples behind a 95% interval
 CHUNK = 1_024  # lines that --predict labels at once: constant memory, order kept
 
@@ -99,8 +98,7 @@ def evaluate(lang, heads, encoder, embed, info, split="test"):
     leaks = check_texts(lang, split, texts, embed, info)
     majority = (y.bincount().max() / len(y)).item()
     shared = {"lang": lang, "split": split, "rows": len(y), "leaks": leaks, "majority": majority}
-    number = {text: i for i, text in enumerate(sorted({text[0] for text in texts}))}
-    premises = np.array([number[text[0]] for text in texts])  # (N,)
+    premises = np.unique([text[0] for text in texts], return_inverse=True)[1]  # (N,)
     records, means, odd = [], [], False
     for head in heads:
         guesses = logits_of(head, encoder, embed, texts).argmax(2)  # (S, N)
@@ -148,7 +146,6 @@ def load_classifier(out, lang, device="cpu", dtype=None, batch_tokens=None, **fl
     lock = threading.Lock()  # tokenizers and A inside change state while they work
 
     def classifier(texts):
-        """Return (labels, probabilities (N, C)) of texts or pairs."""
         texts = as_texts(texts)
         if texts and len(texts[0]) != (2 if head["two_texts"] else 1):
             raise ValueError(f"this head labels {'pairs' if head['two_texts'] else 'single texts'}")

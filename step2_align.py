@@ -21,17 +21,8 @@ import torch.nn.functional as F
 
 from common import CLOSED, WORLD, Aligner, Inside, UserError, as_rows, bar, cached, check_flags
 from common import describe, digest_of, encode, fixed_order, hold_out, load_encoder, load_pairs
-from common import load_task, make_optimizer, make_parser, path_of, pick_device, run, save, say
-from common import shuffled, warn
-
-
-def as_pairs(x, y, held_x, held_y, dim=None):
-    """Return embeddings, tensors or arrays (N, D), as fp32 tensors; raises ValueError if they do not match."""
-    parts = [as_rows(part, dim) for part in (x, y, held_x, held_y)]
-    shapes = [tuple(part.shape) for part in parts]
-    if len(x) < 2 or len(held_x) < 1 or shapes[0] != shapes[1] or shapes[2] != shapes[3]:
-        raise ValueError(f"x and y (at least 2 rows) must match, and held_x and held_y: {shapes}")
-    return parts
+from common import load_task, load_translated, make_optimizer, make_parser, path_of, pick_device
+from common import run, save, say, shuffled, warn
 
 
 # The paper: FC or AE, trained by Eq. 1 ----------------------------------------------------------
@@ -41,8 +32,9 @@ def fit(aligner, x, y, held_x, held_y, epochs=None, lr=2e-3, batch=128, weight_d
     both (N, D); swap them for Rev-LangAlign. Default: at least 10 epochs and 400 steps. Returns the held-out MSE per
     epoch, keeps the best. seed sets batches and dropout. A's initial weights were drawn by its constructor."""
     torch.manual_seed(seed)
-    x, y, held_x, held_y = as_pairs(x, y, held_x, held_y, len(aligner.mean_x))
-    x, y = x.to(aligner.mean_x), y.to(aligner.mean_x)  # device
+    dim, device = len(aligner.mean_x), aligner.mean_x.device
+    x, y = as_rows(x, dim).to(device), as_rows(y, dim, len(x)).to(device)
+    held_x, held_y = as_rows(held_x, dim), as_rows(held_y, dim, len(held_x))
     aligner.mean_x, aligner.scale_x = x.mean(0), x.std(0).clamp_min(1e-6)
     aligner.mean_y, aligner.scale_y = y.mean(0), y.var(0).mean().sqrt()
     steps = math.ceil(len(x) / batch)  # per epoch
@@ -76,7 +68,8 @@ def solve(arch, x, y, held_x, held_y, ridges=(1e-3, 0.01, 0.03, 0.1, 0.3, 1.0, 3
                 r is the multiple (from `ridges`) of X^T X's mean eigenvalue with the lowest held-out MSE"""
     if arch not in CLOSED:
         raise ValueError(f"arch {arch!r} is none of {', '.join(CLOSED)}")
-    x, y, held_x, held_y = as_pairs(x, y, held_x, held_y)
+    x, held_x = as_rows(x), as_rows(held_x, x.shape[1])
+    y, held_y = as_rows(y, x.shape[1], len(x)), as_rows(held_y, x.shape[1], len(held_x))
     aligner = Aligner(arch, x.shape[1])
     aligner.mean_x, aligner.mean_y = x.mean(0), y.mean(0)
     X, Y = (x - x.mean(0)).double(), (y - y.mean(0)).double()
@@ -86,6 +79,7 @@ def solve(arch, x, y, held_x, held_y, ridges=(1e-3, 0.01, 0.03, 0.1, 0.3, 1.0, 3
         aligner.f.weight.data = (u @ vt).T.float().contiguous()
     if arch == "linear":
         values, V = torch.linalg.eigh(X.T @ X)  # X^T X = V diag(values) V^T
+        values = values.clamp_min(1e-12)  # if all rows are the same, W = I
         right, best = V.T @ X.T @ (Y - X), float("inf")
         for share in ridges:
             W = torch.eye(len(V)) + V @ (right / (values + share * values.mean())[:, None])
@@ -101,10 +95,7 @@ def solve(arch, x, y, held_x, held_y, ridges=(1e-3, 0.01, 0.03, 0.1, 0.3, 1.0, 3
 def fit_inside(inside, encoder, texts, y, held, held_y, epochs=None, lr=3e-3, batch=32, seed=0):
     """Minimise Eq. 1 reversed, |e_A(T(d)) - e(d)|^2: e_A is the frozen encoder with A active, `texts` are T(d),
     y = e(d) (N, D). Default: at least 4 epochs and 180 steps. Keeps the last epoch, returns the held-out MSEs."""
-    y, held_y = as_rows(y, encoder.dim), as_rows(held_y, encoder.dim)
-    sizes = len(texts), len(y), len(held), len(held_y)
-    if not (1 < sizes[0] == sizes[1] and 0 < sizes[2] == sizes[3]):
-        raise ValueError(f"texts and y (at least 2), held and held_y must match: {sizes} rows")
+    y, held_y = as_rows(y, encoder.dim, len(texts)), as_rows(held_y, encoder.dim, len(held))
     encoder.eval()  # no dropout in the LM
     model = inside.to(encoder.lm.device)
     model = torch.nn.parallel.DistributedDataParallel(model) if WORLD > 1 else model
@@ -156,9 +147,10 @@ def doubts_of(sources, translations):
     return [f"{n} of {len(pairs)} translations {words}" for words, n in counts.items() if n > many]
 
 
-def check_pairs(lang, english, target, x, y, task_x):
-    """Warn of unusable pairs of a language, by texts and embeddings (n, D). Print the domain gap: the distance between
-    the means of x and of the task's English, task_x (M, D), in the task's total standard deviations."""
+def check_pairs(lang, english, target, x, y, task_x, total):
+    """Warn of unusable pairs of a language, the first n of `total` in fixed_order, by texts and embeddings (n, D).
+    Print the domain gap: the distance between the means of x and of the task's English, task_x (M, D), in the task's
+    total standard deviations."""
     for doubt in doubts_of(chain(*english), chain(*target)):
         warn(f"{lang}: {doubt}; translate these rows again, or leave them out")
     spread = task_x.var(0).sum().sqrt()  # total standard deviation
@@ -168,7 +160,7 @@ def check_pairs(lang, english, target, x, y, task_x):
     if gap > 0.1 + len(x) ** -0.5:
         warn(f"{lang}: far from the task's text; expect no gain, or harm from --arch inside")
     # In the order of the file or of an export, do neighbours' translations fit better than their own?
-    for order in np.argsort(fixed_order(len(x))), np.arange(len(x)):
+    for order in np.argsort(fixed_order(total)[: len(x)]), np.arange(len(x)):
         a, b = (F.normalize((t - t.mean(0))[order], dim=1) for t in (x, y))
         better = [((a * b.roll(k, 0)).sum(1) > (a * b).sum(1)).float().mean() for k in (1, -1, 7)]
         if max(better[:2]) > better[2] + 0.03 + len(x) ** -0.5:  # right files: at most 0.01 more
@@ -231,7 +223,9 @@ def main():
     task_x = cached(encoder, args.out, task)  # a call of its own: pairs may be single texts
     for lang in counts:
         i = [k for k, other in enumerate(langs) if other == lang]
-        check_pairs(lang, [english[k] for k in i], [target[k] for k in i], x[i], y[i], task_x)
+        everything, _, _ = load_translated(info, lang)  # of which --n takes a part
+        own = [[part[k] for k in i] for part in (english, target)]
+        check_pairs(lang, *own, x[i], y[i], task_x, len(everything))
 
     if fields["method"] == "rev":
         x, y = y, x

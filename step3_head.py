@@ -85,6 +85,9 @@ def main():
     options = args.method, args.arch, args.via, args.n, args.residuals, args.seed
     fields = describe(args.lang, *options)
     method = fields["method"]
+    for name in ("arch", "via", "n"):
+        if getattr(args, name) not in (None, "fc") and fields[name] is None:
+            raise UserError(f"--{name} has no use with --method {method}; leave it out")
     if (method == "centred") != bool(args.unlabelled):
         raise UserError("--method centred needs --unlabelled FILE; no other method takes it")
 
@@ -108,7 +111,7 @@ def main():
     seeds = range(1000 * args.seed, 1000 * args.seed + args.seeds)
     train = partial(train_heads, classes=len(info["labels"]), seeds=seeds, l2=args.l2)
 
-    english, residuals = (x, y, dev_x), None  # english: the baseline of every table
+    x_en, y_en, dev_en, residuals = x, y, dev_x, None  # English: the baseline of every table
     if method == "rev":  # the head is the English one, and A is stored for inference
         aligned |= {"aligner": art["aligner"], "state": art["state"]}
     elif method == "langalign":  # the head learns from A(e(d_en))
@@ -132,7 +135,6 @@ def main():
         rest = [i for i, text in enumerate(texts) if method == "mixed" and text not in source]
         x, y = torch.cat([cache(target), x[rest]]), torch.cat([target_y, y[rest]])
 
-    x_en, y_en, dev_en = english
     baseline = describe("", "english", seed=args.seed)
     heads = train(x_en.to(device), y_en)
     save_heads(args.out, baseline, heads, dev_en, dev_y, len(x_en), **more)

@@ -116,6 +116,7 @@ step2 --device tpu             : --device tpu is not available
 step3 --residuals --method rev : --residuals with --method langalign
 step3 --method centred         : needs --unlabelled FILE
 step3 --method rev --arch ae   : no such align file; run: .*--method rev .*found: align-ko-fc-n\d+.pt
+step3 --method native --n 5    : --n has no use with --method native; leave it out
 step3 --residuals --seed 3     : no such align file; run: python step2_align.py .*--seed 3
 step2 --lang ko xx             : xx/translated.tsv: no such file; .*there: en, ko
 step3 --via ko en ko           : --via ko en ko: expected language codes such as ko, each once
