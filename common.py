@@ -742,8 +742,7 @@ def check_flags(args):
             langs = [value] if isinstance(value, str) else value
             codes = {lang for lang in langs if re.fullmatch(r"[\w-]+", lang, re.ASCII)}
             words = {*METHODS, *ARCHES, "inside", "via", "residuals"}  # in the files' names
-            codes = {lang for lang in codes if not words & {*lang.split("-")}}
-            if len(codes) < len(langs):
+            if len(codes) < len(langs) or words & {*"-".join(langs).split("-")}:
                 expected = "expected language codes such as ko, each once"
                 raise UserError(f"--{name} {' '.join(langs)}: {expected}")
 
