@@ -45,8 +45,7 @@ compose = partial(unicodedata.normalize, "NFC")  # how all text is read
 SURROGATE = re.compile("[\ud800-\udfff]")  # half a character, or a byte that is not UTF-8
 
 # Several GPUs: torchrun starts WORLD processes, this one is RANK, and rank 0 alone prints and writes
-TORCHRUN = dist.is_torchelastic_launched() and "RANK" in os.environ
-WORLD = int(os.environ.get("WORLD_SIZE") or 1) if TORCHRUN else 1
+WORLD = int(os.environ["WORLD_SIZE"]) if dist.is_torchelastic_launched() else 1
 RANK = int(os.environ["RANK"]) if WORLD > 1 else 0
 bar = partial(tqdm, delay=2, leave=False, disable=True if RANK else None)  # None: in terminals
 
@@ -72,23 +71,24 @@ def as_texts(texts):
 def as_labels(y, rows, classes=None):
     """Return labels y as a tensor (rows,) int64; strings become 0, 1, ... in alphabetical order. Raises ValueError
     for numbers outside 0 to classes - 1, or a missing label."""
-    y = np.asarray(np.asarray(y).tolist())  # of numbers also if pandas holds them as objects
+    y = np.asarray(np.asarray(y).tolist())  # numbers also if pandas holds them as objects
     names = sorted({str(label) for label in y.ravel()}) if y.dtype.kind in "UO" else []
     classes = classes or len(names or np.unique(y))
     if y.ndim == 1 and len(names) == classes and not {"", "nan", "None"} & {*names}:
         y = np.searchsorted(names, y.astype(str))
     if y.shape != (rows,) or y.dtype.kind not in "biu" or not 0 <= y.min() <= y.max() < classes:
         what = f"{rows} integers from 0 to {classes - 1}, or {classes} different strings"
-        raise ValueError(f"labels {y.ravel()[:3].tolist()}... of shape {y.shape}: expected {what}")
+        found = (names or np.unique(y).tolist())[:5]
+        raise ValueError(f"labels such as {found}, of shape {y.shape}: expected {what}")
     return torch.as_tensor(y).long()
 
 
 def as_rows(x, dim=None, rows=None):
-    """Return embeddings, a tensor or an array (N, D), in fp32. Raises ValueError if there are none, N is not `rows`,
-    D is not `dim`, or a row is not finite."""
+    """Return embeddings, a tensor or an array (N, D), in fp32. Raises ValueError if N is not `rows`, D is not `dim`,
+    or a row is not finite."""
     x = torch.as_tensor(x).detach().float()
-    if x.dim() != 2 or not len(x) or x.shape != (rows or len(x), dim or x.shape[1]):
-        expected = f"({rows or 'N'}, {dim or 'D'})"
+    if x.dim() != 2 or x.shape != (len(x) if rows is None else rows, dim or x.shape[1]):
+        expected = f"({'N' if rows is None else rows}, {dim or 'D'})"
         raise ValueError(f"embeddings of shape {tuple(x.shape)} do not match {expected}")
     if x.is_cpu and len(bad := x.isfinite().all(1).logical_not().nonzero()):  # GPUs would wait
         raise ValueError(f"embeddings[{bad[0].item()}] is not finite")
@@ -436,7 +436,7 @@ def load_translated(info, lang, n=None, labelled=False):
         distinct.setdefault(row[1:], row)
     rows = list(distinct.values())
     if n is not None and n > len(rows):
-        raise UserError(f"{path}: only {len(rows)} distinct pairs; use --n {len(rows)} or less")
+        raise UserError(f"{path}: only {len(rows)} distinct pairs; use fewer, or no --n for all")
     rows = [rows[i] for i in fixed_order(len(rows))[:n]]
     y = torch.tensor([info["labels"].index(row[0]) for row in rows]) if labelled else None
     half = 1 + len(rows[0]) // 2  # row = label, English columns, translated columns
@@ -502,11 +502,16 @@ def describe(lang, method=None, arch="fc", via=None, n=None, residuals=False, se
     method = method or ("rev" if arch == "inside" else "langalign")
     if residuals and method != "langalign" or arch == "inside" and method == "langalign":
         raise UserError("--arch inside goes with --method rev, --residuals with --method langalign")
-    via = sorted([via] if isinstance(via, str) else via or lang.split("+"))
-    if method not in ("langalign", "rev"):  # no aligner
+    if method not in METHODS or arch not in (*ARCHES, "inside"):
+        raise UserError(f"{method!r} is no method, or {arch!r} no arch; see --help")
+    if n and method in ("english", "centred", "native"):
+        raise UserError(f"--method {method} uses no pairs; leave out --n")
+    if method in ("langalign", "rev"):
+        via = sorted({via} if isinstance(via, str) else {*(via or lang.split("+"))})
+    elif via or arch != "fc":
+        raise UserError(f"--method {method} has no aligner; leave out --arch and --via")
+    else:
         via = arch = None
-    if method in ("english", "centred", "native"):  # no pairs
-        n = None
     lang = "" if method == "english" else lang  # that head serves every language
     fields = {"lang": lang, "via": via, "method": method, "arch": arch}
     return fields | {"n": n, "residuals": residuals, "seed": seed}
@@ -528,7 +533,8 @@ def find(out, kind, digest, lang, **flags):
     current = [file for file in fits if file["lm"] == digest]
     if len(current) == 1:
         return current[0]
-    names = " ".join(file["path"].name for file in current or fits or files)[:150] or "none"
+    near = [file for file in files if file["lang"] == wanted["lang"]]  # helps most if none fits
+    names = " ".join(file["path"].name for file in current or fits or near or files) or "none"
     if current:
         raise UserError(f"{out}: {len(current)} files match, choose one by --n: {names}")
     usual, lang = describe(wanted["lang"]), wanted["lang"].replace("+", " ") or "en"

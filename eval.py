@@ -28,7 +28,6 @@ BOOTSTRAP = 10_000  # resamples behind a 95% interval
 CHUNK = 1_024  # lines that --predict labels at once: constant memory, order kept
 
 
-@torch.no_grad()
 def logits_of(head, encoder, embed, texts):
     """Return the logits (S, N, C) of a head (from load_head). embed(texts) -> (N, D) must use this `encoder`.
     Only Rev-LangAlign needs A at inference: after e(.), or inside the LM (paper, Rev-LangAlign)."""
@@ -99,19 +98,18 @@ def evaluate(lang, heads, encoder, embed, info, split="test"):
     majority = (y.bincount().max() / len(y)).item()
     shared = {"lang": lang, "split": split, "rows": len(y), "leaks": leaks, "majority": majority}
     premises = np.unique([text[0] for text in texts], return_inverse=True)[1]  # (N,)
-    records, means, odd = [], [], False
-    for head in heads:
-        guesses = logits_of(head, encoder, embed, texts).argmax(2)  # (S, N)
-        hits = (guesses == y).double()
+    guesses = [logits_of(head, encoder, embed, texts).argmax(2) for head in heads]  # (S, N) each
+    if any(swapped(guess, y) for guess in guesses):
+        warn("a head fits swapped labels better; do the labels mean the same as in English?")
+    records, means = [], []
+    for head, guess in zip(heads, guesses):
+        hits = (guess == y).double()
         means.append(hits.mean(0).numpy())  # (N,)
         std = hits.mean(1).std(correction=0).item()
         record = {field: head[field] for field in describe(lang)} | shared
         record |= {"heads": len(hits), "accuracy": hits.mean().item(), "accuracy_std": std}
-        record |= {"macro_f1": macro_f1(guesses, y), "weights": digest_of_weights(head)}
+        record |= {"macro_f1": macro_f1(guess, y), "weights": digest_of_weights(head)}
         records.append(record)
-        odd = odd or swapped(guesses, y)
-    if odd:
-        warn("a head fits swapped labels better; do the labels mean the same as in English?")
     gains = np.stack(means) - means[0]  # (H, N)
     results = zip(records, gains.mean(1).tolist(), bootstrap(gains, premises))
     return [record | {"gain": gain, "interval": interval} for record, gain, interval in results]
@@ -199,8 +197,7 @@ def main():
         classifier = load_classifier(args.out, args.lang, device, dtype, args.batch_tokens, **flags)
         say(f"labelling with {classifier.head['path']}", file=sys.stderr)
         file = sys.stdin.fileno() if args.predict == "-" else args.predict
-        options = {"encoding": "utf-8-sig", "errors": "surrogateescape", "newline": ""}
-        with open(file, **options) as source:
+        with open(file, encoding="utf-8-sig", errors="surrogateescape", newline="") as source:
             return predict(source, args.predict, classifier, args)
 
     encoder, info = load_encoder(args.out, device, dtype, args.data, args.batch_tokens)

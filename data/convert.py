@@ -138,7 +138,7 @@ def read(path, encoding, names):
             raise UserError(f"{path}: {what}; its columns are: {listed}")
     rows = []
     for number, record in enumerate(records, 1):
-        if "answer" not in names and record.get("answer") in ("reject", "ignore"):
+        if "answer" not in names and str(record.get("answer")).lower() in ("reject", "ignore"):
             continue
         values = [record.get(name) for name in names]
         label, *texts = map(clean, values)

@@ -57,7 +57,7 @@ def get_args(argv=None):
     flag("--lang-code", help="the model's own code of the language (default: found by --lang)")
     flag("--beams", type=int, default=4, help="beams; 1 is faster and worse (default: 4)")
     flag("--max-new-tokens", type=int, default=256, help="longest translation (default: 256)")
-    flag("--batch-tokens", type=int, help=f"lower it if memory runs out (default: {BATCH_TOKENS})")
+    flag("--batch-tokens", type=int, help="lower it if memory runs out (default: 1,024 on a CPU)")
     flag("--skip", action="store_true", help="--merge: leave out rows without a translation")
     flag("--force", action="store_true", help="replace a file with other rows")
     flag("--device", help="cuda, cuda:1, mps or cpu (default: first accelerator, else cpu)")

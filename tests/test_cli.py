@@ -109,14 +109,14 @@ step2 --out {path}/none        : none/embed.pt: no such file; run: python step1_
 eval --lang xx                 : xx/test.tsv: no such file; .*without labels use --predict
 step2 --lang ko/               : --lang ko/: expected language codes
 step2 --lang ko-rev            : --lang ko-rev: expected language codes
-step2 --n 9999                 : ko/translated.tsv: only (\d+) distinct pairs; use --n \1 or less
+step2 --n 9999                 : ko/translated.tsv: only \d+ distinct pairs; use fewer, or no --n
 step3 --seed 5000000000         : --seed 5000000000: must be at least 0, below
 step2 --arch FC                : --arch: invalid choice: 'FC' .*fc.*inside.*; see --help
 step2 --device tpu             : --device tpu is not available
 step3 --residuals --method rev : --residuals with --method langalign
 step3 --method centred         : needs --unlabelled FILE
 step3 --method rev --arch ae   : no such align file; run: .*--method rev .*found: align-ko-fc-n\d+.pt
-step3 --method native --n 5    : --n has no use with --method native; leave it out
+step3 --method native --n 5     : --method native uses no pairs; leave out --n
 step3 --residuals --seed 3     : no such align file; run: python step2_align.py .*--seed 3
 step2 --lang ko xx             : xx/translated.tsv: no such file; .*there: en, ko
 step3 --via ko en ko           : --via ko en ko: expected language codes such as ko, each once

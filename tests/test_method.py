@@ -398,8 +398,8 @@ def test_a_shifted_part_of_the_pairs_is_noticed(share, odd, capsys):
     texts, file = [(str(i),) for i in range(400)], torch.randn(400, 16)  # in the order of the file
     part = int(share * 400)
     moved = torch.cat([file[:part].roll(1, 0), file[part:]]) + 0.5 * torch.randn(400, 16)
-    order = fixed_order(400)
-    for rows in order, order[:380], list(range(400)):  # translated.tsv, --n 380, an export
+    moved @= torch.linalg.qr(torch.randn(16, 16))[0] if share < 1 else torch.eye(16)  # linear A
+    for rows in fixed_order(400), fixed_order(400)[:380], list(range(400)):  # file, --n, export
         check_pairs("ko", texts, texts, file[rows], moved[rows], file, 400)
         assert ("shifted by a row" in capsys.readouterr().err) == odd
 
