@@ -791,3 +791,5 @@ def run(main):
         sys.exit(130)
     if WORLD > 1:
         dist.destroy_process_group()
+        sys.stdout.flush()
+        os._exit(0)  # threads of gloo (torch 2.13) may abort a normal exit
