@@ -533,7 +533,7 @@ def find(out, kind, digest, lang, **flags):
     current = [file for file in fits if file["lm"] == digest]
     if len(current) == 1:
         return current[0]
-    near = [file for file in files if file["lang"] == wanted["lang"]]  # helps most if none fits
+    near = [file for file in files if file.get("lang") == wanted["lang"]]  # if none fits
     names = " ".join(file["path"].name for file in current or fits or near or files) or "none"
     if current:
         raise UserError(f"{out}: {len(current)} files match, choose one by --n: {names}")

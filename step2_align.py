@@ -149,7 +149,7 @@ def doubts_of(sources, translations):
 
 def check_pairs(lang, english, target, x, y, task_x, total):
     """Warn of unusable pairs, the first n of `total` in fixed_order, by their texts and embeddings x, y (n, D). Print
-    the domain gap: the distance of the means of x and of the task's English, task_x (M, D), in its standard deviations."""
+    the domain gap: the distance of the means of x and task_x (M, D), the task's English, in its standard deviations."""
     for doubt in doubts_of(chain(*english), chain(*target)):
         warn(f"{lang}: {doubt}; translate these rows again, or leave them out")
     spread = task_x.var(0).sum().sqrt()  # total standard deviation
