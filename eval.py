@@ -144,6 +144,7 @@ def load_classifier(out, lang, device="cpu", dtype=None, batch_tokens=None, **fl
     lock = threading.Lock()  # tokenizers and A inside change state while they work
 
     def classifier(texts):
+        """Return (labels, probabilities (N, C)) of texts or pairs."""
         texts = as_texts(texts)
         if texts and len(texts[0]) != (2 if head["two_texts"] else 1):
             raise ValueError(f"this head labels {'pairs' if head['two_texts'] else 'single texts'}")
