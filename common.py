@@ -397,8 +397,7 @@ def describe_task(data, task):
 def load_task(info, lang, split):
     """Load <lang>/<split>.tsv -> (texts, y (N,) int64)."""
     path = Path(info["data"], info["task"], lang, f"{split}.tsv")
-    header = ROWS[1] if info["two_texts"] else ROWS[0]
-    rows = read_tsv(path, header, labels=info["labels"])
+    rows = read_tsv(path, ROWS[info["two_texts"]], labels=info["labels"])
     return [row[1:] for row in rows], torch.tensor([info["labels"].index(row[0]) for row in rows])
 
 

@@ -8,6 +8,7 @@ Writes  <out>/results-<lang>.json, the table as a list of objects. --predict wri
         `label<TAB>probability` per input line (pairs: text<TAB>text_b), the mean of the heads, 1,024 lines at a time.
 Expect  on toy Korean english 50%, langalign fc +24 points, with residuals +27 (last digits differ by CPU)."""
 
+import contextlib
 import json
 import math
 import sys
@@ -141,7 +142,12 @@ def load_classifier(out, lang, device="cpu", dtype=None, batch_tokens=None, **fl
     which several threads may call. flags: as for load_head."""
     encoder, _ = load_encoder(out, device, dtype, batch_tokens=batch_tokens)
     head = load_head(out, encoder, lang, **flags)
-    lock = threading.Lock()  # tokenizers and A inside change state while they work
+    embed, active = partial(encode, encoder), contextlib.ExitStack()
+    score = partial(logits_of, head, encoder, embed)
+    if head["arch"] == "inside":  # merged once, for as long as the classifier lives
+        active.enter_context(build_aligner(head, encoder.lm).to(encoder.lm.device).on(encoder))
+        score = lambda texts: logits(head["heads"], embed(texts))
+    lock = threading.Lock()  # tokenizers change state while they work
 
     def classifier(texts):
         """Return (labels, probabilities (N, C)) of texts or pairs."""
@@ -149,10 +155,10 @@ def load_classifier(out, lang, device="cpu", dtype=None, batch_tokens=None, **fl
         if texts and len(texts[0]) != (2 if head["two_texts"] else 1):
             raise ValueError(f"this head labels {'pairs' if head['two_texts'] else 'single texts'}")
         with lock:
-            rows = logits_of(head, encoder, partial(encode, encoder), texts).softmax(2).mean(0)
+            rows = score(texts).softmax(2).mean(0)
         return [head["labels"][i] for i in rows.argmax(1)], rows
 
-    classifier.head, classifier.encoder = head, encoder
+    classifier.head, classifier.encoder, classifier.active = head, encoder, active
     return classifier
 
 
@@ -202,8 +208,7 @@ def main():
             return predict(source, args.predict, classifier, args)
 
     encoder, info = load_encoder(args.out, device, dtype, args.data, args.batch_tokens)
-    paths = sorted(Path(args.out).glob("head-*.pt"))
-    found = [load(path, "head") | {"path": path} for path in paths]
+    found = [load(p, "head") | {"path": p} for p in sorted(Path(args.out).glob("head-*.pt"))]
     heads = [head for head in found if head["lm"] == encoder.digest]
     if len(heads) < len(found):
         warn("heads of another LM or task are ignored; rerun step 3")
@@ -228,8 +233,7 @@ def main():
         line = f"  {name:30}{r['n'] or '-':>7}{r['heads']:7}{r['accuracy']:10.2%}{std:6.2f}{r['macro_f1']:8.3f}"
         line += f"  {gain:+6.2f} [{low:+.2f}, {high:+.2f}]" if r is not records[0] else ""
         if r["via"] not in (None, [args.lang]):
-            line += f"  A of {' '.join(r['via'])}"
-            line += "" if args.lang in r["via"] else ", unseen"
+            line += f"  A of {' '.join(r['via'])}{', unseen' * (args.lang not in r['via'])}"
         say(line)
     path = Path(args.out, f"results-{args.lang}{'-dev' if args.split == 'dev' else ''}.json")
     write_atomic(path, json.dumps(records, indent=1).encode())

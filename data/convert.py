@@ -167,6 +167,8 @@ def canonical(label):
 def check_labels(labels, path):
     """Warn of labels that look alike. Raises UserError if the labels look like several in one."""
     looks = Counter(canonical(label).casefold() for label in labels)
+    if "-" in labels and "+" not in labels:
+        warn("rows with the label '-' have no agreed label in SNLI and MNLI; --rename the others")
     if alike := [look for look, count in looks.items() if count > 1]:
         how = "numbers, true and false become one; --rename Good=good,good=good joins words"
         warn(f"labels look alike: {alike[:12]}; {how}")

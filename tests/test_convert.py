@@ -144,6 +144,7 @@ def test_labels_that_are_no_classes_are_a_warning(go, capsys):
         (["5"], "classes in 300 rows: 1; is --label the label's column"),
         ([*range(300)], "classes in 300 rows: 300; is --label the label's column"),
         ([i / 2 for i in range(5)], "classes in 300 rows: 5; .* Scores, ids"),
+        (["neutral", "-"], "label '-' have no agreed label in SNLI"),
     ):
         go(json_lines(labels, 300))
         assert re.search(match, capsys.readouterr().err)
