@@ -41,13 +41,13 @@ METHODS = {  # what a head is trained on, in the order of eval's table
     "translated": "translations with their labels",
     "native": "labelled rows in the target language",
 }
-compose = partial(unicodedata.normalize, "NFC")  # how all text is read
+compose = partial(unicodedata.normalize, "NFC")  # applied to all text that is read
 SURROGATE = re.compile("[\ud800-\udfff]")  # half a character, or a byte that is not UTF-8
 
 # Several GPUs: torchrun starts WORLD processes, this one is RANK, and rank 0 alone prints and writes
 WORLD = int(os.environ["WORLD_SIZE"]) if dist.is_torchelastic_launched() else 1
 RANK = int(os.environ["RANK"]) if WORLD > 1 else 0
-bar = partial(tqdm, delay=2, leave=False, disable=True if RANK else None)  # None: in terminals
+bar = partial(tqdm, delay=2, leave=False, disable=True if RANK else None)  # None: if no terminal
 
 
 class UserError(ValueError):
@@ -90,7 +90,7 @@ def as_rows(x, dim=None, rows=None):
     if x.dim() != 2 or x.shape != (len(x) if rows is None else rows, dim or x.shape[1]):
         expected = f"({'N' if rows is None else rows}, {dim or 'D'})"
         raise ValueError(f"embeddings of shape {tuple(x.shape)} do not match {expected}")
-    if x.is_cpu and len(bad := x.isfinite().all(1).logical_not().nonzero()):  # GPUs would wait
+    if x.is_cpu and len(bad := x.isfinite().all(1).logical_not().nonzero()):  # a GPU would stall
         raise ValueError(f"embeddings[{bad[0].item()}] is not finite")
     return x
 
@@ -124,7 +124,7 @@ class Encoder(nn.Module):
         types = getattr(lm.config, "type_vocab_size", None) or 0  # XLNet has no number
         self.segments = types > 1 or lm.config.model_type == "xlnet"
         self.batch_tokens, self.digest, self.cache = batch_tokens, digest, {}  # see cached
-        self.autocast, self.inside, self.warns = None, None, True  # dtype, see Inside.on, encode
+        self.autocast, self.inside, self.warns = None, None, True  # dtype, the active A, see encode
         with torch.no_grad():  # D is not always config.hidden_size
             self.dim = self(pad(self.tokenize(["a"]), tokenizer, lm.device)).shape[1]
 
@@ -156,17 +156,18 @@ def pad(rows, tokenizer, device):
 
 
 def check_tokens(encoder, rows):
-    """Warn if tokenised rows may be truncated, or if more than 5% of their tokens are unknown to the LM."""
+    """Warn if tokenised rows may be truncated, or if more than 5% of their tokens are unknown; return whether it did."""
     ids, unknown = [row["input_ids"] for row in rows], encoder.tokenizer.unk_token_id
     if full := sum(len(row) >= encoder.max_len for row in ids):
         warn(f"{full} texts reach max_len={encoder.max_len} tokens and may be truncated")
     share = sum(row.count(unknown) for row in ids) / max(1, sum(map(len, ids)))
     if share > 0.05:  # real data in a known script: at most 0.2%
         warn(f"{share:.0%} of the tokens are unknown to the LM; does it know this script?")
+    return bool(full) or share > 0.05
 
 
 def batches(lengths, budget):
-    """Yield batches of row indices, at most `budget` tokens each, longest first: a lack of memory shows at once."""
+    """Yield batches of row indices, at most `budget` tokens each, longest first, to run out of memory at once."""
     order = np.argsort(-np.asarray(lengths), kind="stable")
     while len(order):
         size = max(1, budget // max(1, lengths[order[0]]))
@@ -200,8 +201,8 @@ def encode(encoder, texts, progress="encode"):
     encoder.eval()
     texts, device = as_texts(texts), encoder.lm.device
     rows = encoder.tokenize(texts) if texts else []
-    if progress and encoder.warns:
-        check_tokens(encoder, rows)
+    if progress and encoder.warns:  # until the first warning
+        encoder.warns = not check_tokens(encoder, rows)
     budget = encoder.batch_tokens or BATCH_TOKENS.get(device.type, 16_384)
     parts = list(batches([len(row["input_ids"]) for row in rows], budget))[RANK::WORLD]
     out = torch.zeros(len(texts), encoder.dim, device=device)
@@ -218,7 +219,7 @@ def encode(encoder, texts, progress="encode"):
 
 
 # A: the aligner ---------------------------------------------------------------------------------
-DEPTH = {"fc": 2, "ae": 3}  # layers. AE: paper, FC: our choice
+DEPTH = {"fc": 2, "ae": 3}  # layers: of the AE as in the paper, of FC our choice
 CLOSED = "linear", "procrustes", "shift"  # not in the paper, see step2_align.py
 ARCHES = *DEPTH, *CLOSED
 
@@ -261,8 +262,8 @@ class Aligner(nn.Module):
 
 
 class Inside(nn.Module):
-    """A inside the frozen LM (ours): LoRA in every linear layer (Hu et al. 2021), W + up @ down of rank R, scale 1
-    and `up` initialised to zero. Active only within `with inside.on(encoder):`."""
+    """A inside the frozen LM (ours): LoRA in every linear layer (Hu et al. 2021). W becomes W + up @ down, of rank R
+    and scale 1; `up` starts at zero. Active only within `with inside.on(encoder):`."""
 
     def __init__(self, lm, rank=8):
         super().__init__()
@@ -282,7 +283,7 @@ class Inside(nn.Module):
     @contextlib.contextmanager
     def on(self, encoder, merge=True):
         """Activate A in `encoder` within a `with` block, for every thread. merge: add A to the LM's weights until the
-        block ends: as fast as the plain LM, but A gets no gradients. Raises ValueError if another is active."""
+        block ends, as fast as the plain LM, but without gradients for A. Raises ValueError if another is active."""
         if encoder.inside is not None:
             raise ValueError("another Inside is active in this encoder; leave its `with` block")
 
@@ -339,11 +340,11 @@ def read_lines(path):
 
 def read_texts(lines, file, width):
     """Yield the text, or pair of texts, of each line; raises UserError naming a malformed line."""
-    blank = 0  # the first blank line; they are allowed at the end
+    blank = 0  # the first blank line; only blank lines may follow it
     for number, line in enumerate(lines, 1):
         if number == 1:
-            other_end = "\n" if line.endswith("\r") else "\r"  # old Macs ended lines with \r
-        elif line.endswith(other_end):
+            stray_end = "\n" if line.endswith("\r") else "\r"  # old Macs ended lines with \r
+        elif line.endswith(stray_end):
             raise UserError(f"{file}:{number}: a carriage return within the line; remove it")
         line = compose(line.rstrip("\r\n"))
         odd = r'\s*[{\[]\s*(["{]|$)|["\w]+([,;\t]["\w]+)+$|(text|review|sentence)$|".*"$'
@@ -364,8 +365,8 @@ def read_texts(lines, file, width):
 def read_tsv(path, *headers, labels=None):
     """Return the rows, as tuples, of a tab-separated file without quoting whose header is in `headers`."""
     header, *rows = [tuple(line.split("\t")) for line in read_lines(path)]
-    if " ".join(header) not in headers:
-        header, expected = " ".join(header)[:60], ", or ".join(headers)
+    if header not in [tuple(names.split()) for names in headers]:
+        header, expected = "\t".join(header)[:60], ", or ".join(headers)
         raise UserError(f"{path}:1: header is {header!r}; expected, tab-separated: {expected}")
     for line, row in enumerate(rows, 2):
         again = row[0].strip("\ufeff") == "label" and row[1:] == header[1:]  # files joined by cat
@@ -431,7 +432,7 @@ def load_translated(info, lang, n=None, labelled=False):
     path = Path(info["data"], info["task"], lang, "translated.tsv")
     rows = read_tsv(path, *PAIRS, labels=info["labels"] if labelled else None)
     distinct = {}
-    for row in rows:  # of equal pairs the first counts
+    for row in rows:  # keep the first of equal pairs
         distinct.setdefault(row[1:], row)
     rows = list(distinct.values())
     if n is not None and n > len(rows):
@@ -496,11 +497,11 @@ def load(path, kind):
 
 
 def describe(lang, method=None, arch="fc", via=None, n=None, residuals=False, seed=0):
-    """Return the fields that tell one aligner or head from another. An aligner's lang is "jv" or "jv+su"."""
+    """Return the fields that identify an aligner or head. An aligner's lang is "jv" or "jv+su"."""
     lang = lang if isinstance(lang, str) else "+".join(sorted(lang))
     method = method or ("rev" if arch == "inside" else "langalign")
     if residuals and method != "langalign" or arch == "inside" and method == "langalign":
-        raise UserError("--arch inside goes with --method rev, --residuals with --method langalign")
+        raise UserError("--arch inside needs --method rev, --residuals needs --method langalign")
     if method not in METHODS or arch not in (*ARCHES, "inside"):
         raise UserError(f"{method!r} is no method, or {arch!r} no arch; see --help")
     if n and method in ("english", "centred", "native"):
@@ -518,8 +519,10 @@ def describe(lang, method=None, arch="fc", via=None, n=None, residuals=False, se
 
 def path_of(out, kind, lang, via, method, arch, n, residuals, seed):
     """Return the path of an aligner or head; options at their default are left out of its name."""
-    parts = [kind, lang, "" if via in (None, lang.split("+")) else f"via-{'+'.join(via)}"]
-    parts += ["" if method == "langalign" else method, arch, f"n{n}" if n else ""]
+    langs = [lang, "" if via in (None, lang.split("+")) else f"via-{'+'.join(via)}"]
+    for i, name in enumerate(langs):  # a file name holds 255 bytes
+        langs[i] = name if len(name) < 80 else f"{name[:60]}-{digest_of(name.encode())[:8]}"
+    parts = [kind, *langs, "" if method == "langalign" else method, arch, f"n{n}" if n else ""]
     parts += ["residuals" if residuals else "", f"seed{seed}" if seed else ""]
     return Path(out, "-".join(part for part in parts if part) + ".pt")
 
@@ -549,7 +552,7 @@ def find(out, kind, digest, lang, **flags):
 
 
 def load_tokenizer(name):
-    """Return AutoTokenizer, with the parts of tokenizer.json that some tokenizer classes override."""
+    """Return AutoTokenizer, with the parts of tokenizer.json restored that some classes override."""
     find_file = partial(cached_file, name, _raise_exceptions_for_missing_entries=False)
     if find_file("adapter_config.json"):
         raise ValueError("it holds an adapter; merge it into the LM first (peft: merge_and_unload)")
@@ -585,6 +588,7 @@ def check_modules(name, pool):
             warn(f"{name}: its {setting} is left out")
 
 
+@torch.no_grad()  # in the trial
 def load_pretrained(name, pool="mean", max_len=256, texts=(), **options):
     """Return an Encoder, in fp32, from a hub name or a folder, after a trial on the shortest and longest text."""
     flags = {"dtype": torch.float32, "output_loading_info": True, "trust_remote_code": False}
@@ -608,13 +612,13 @@ def load_pretrained(name, pool="mean", max_len=256, texts=(), **options):
             check_modules(name, pool)
             rows = encoder.tokenize(texts)
             order = sorted(range(len(rows)), key=lambda i: len(rows[i]["input_ids"]))
-            trial = [texts[order[0]], texts[order[-1]]]  # the shortest and the longest
-            longest = rows[order[-1]]["input_ids"]
+            trial, longest = [order[0], order[-1]], rows[order[-1]]["input_ids"]
             if len(longest) < 3 or 2 * longest.count(tokenizer.unk_token_id) > len(longest):
                 raise ValueError("a text has hardly any known tokens; is tokenizer.json missing?")
-            alone = torch.cat([encode(encoder, [text], progress="") for text in trial])
-            if (encode(encoder, trial, progress="") - alone).norm() > 0.01 * alone.norm():
-                warn(f"embeddings of {kind} depend on padding; use another, or --batch-tokens 1")
+            alone = torch.cat([encode(encoder, [texts[i]], progress="") for i in trial])
+            together = encoder(pad([rows[i] for i in trial], tokenizer, lm.device)).cpu()
+            if (together - alone).norm() > 0.01 * alone.norm():
+                warn(f"embeddings of {kind} depend on the padding in their batch; use another LM")
             check_tokens(encoder, rows)
         return encoder
     except UserError:
@@ -713,7 +717,7 @@ def make_parser(doc, step):
     p = argparse.ArgumentParser(description=doc, formatter_class=raw, allow_abbrev=False)
     p.error, flag = one_line_error, p.add_argument
     flag("--out", default="runs", help="run folder, for one LM and one task (default: runs)")
-    flag("--seed", type=int, default=0, help="seed; step 3 and eval.py load its files (default: 0)")
+    flag("--seed", type=int, default=0, help="seed, also in the names of files (default: 0)")
     flag("--device", help="cuda, cuda:1, mps or cpu (default: first accelerator, else cpu)")
     amp = "precision of the LM (default: bf16 if native, else fp16 on CUDA, else off: fp32)"
     flag("--amp", choices=("off", "bf16", "fp16"), help=amp)

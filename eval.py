@@ -52,7 +52,7 @@ def bootstrap(gains, premises):
 
 
 def squeeze(texts):
-    """Return texts for comparison: neither case nor spaces count."""
+    """Return texts for comparison, ignoring case and spacing."""
     return tuple(" ".join(text.casefold().split()) for text in texts)
 
 
@@ -77,8 +77,8 @@ def check_texts(lang, split, texts, embed, info):
             x, y = embed(texts), embed([row[-width:] for row in spaced])  # (N, D), (500, D)
             gap = (x.mean(0) - y.mean(0)).norm() / y.var(0).sum().sqrt()
             if gap > 0.2 + len(x) ** -0.5 + len(y) ** -0.5:  # data/RESULTS.md, Signs of trouble
-                place = f"{split} texts are {gap:.1f} standard deviations from the translations"
-                warn(f"the {place}; another language or domain?")
+                finding = f"{split} texts are {gap:.1f} standard deviations from the translations"
+                warn(f"the {finding}; another language or domain?")
     if leaks := sum(squeeze(text) in seen for text in texts):
         warn(f"{leaks} of {len(texts)} {split} rows in {lang} are also training rows")
     return leaks
@@ -93,7 +93,8 @@ def swapped(guesses, y):
 
 
 def evaluate(lang, heads, encoder, embed, info, split="test"):
-    """Return one record per head on a split of `lang`. Gains are over heads[0], which must be the English head."""
+    """Return one record per head on a split of `lang`. Gains are over the English head of the same seed, or heads[0],
+    which must be an English head."""
     texts, y = load_task(info, lang, split)
     leaks = check_texts(lang, split, texts, embed, info)
     majority = (y.bincount().max() / len(y)).item()
@@ -111,7 +112,8 @@ def evaluate(lang, heads, encoder, embed, info, split="test"):
         record |= {"heads": len(hits), "accuracy": hits.mean().item(), "accuracy_std": std}
         record |= {"macro_f1": macro_f1(guess, y), "weights": digest_of_weights(head)}
         records.append(record)
-    gains = np.stack(means) - means[0]  # (H, N)
+    english = {h["seed"]: mean for h, mean in zip(heads, means) if h["method"] == "english"}
+    gains = np.stack([m - english.get(h["seed"], means[0]) for h, m in zip(heads, means)])  # (H, N)
     results = zip(records, gains.mean(1).tolist(), bootstrap(gains, premises))
     return [record | {"gain": gain, "interval": interval} for record, gain, interval in results]
 
@@ -158,7 +160,8 @@ def load_classifier(out, lang, device="cpu", dtype=None, batch_tokens=None, **fl
             rows = score(texts).softmax(2).mean(0)
         return [head["labels"][i] for i in rows.argmax(1)], rows
 
-    classifier.head, classifier.encoder, classifier.active = head, encoder, active
+    classifier.head, classifier.encoder = head, encoder
+    classifier.active = active  # keeps A in the LM
     return classifier
 
 
@@ -179,7 +182,6 @@ def predict(source, file, classifier, args):
                 numbers = [f"{p:.4f}" for p in (row if args.all else [row.max()])]
                 say(label, *numbers, *(text if args.text else ()), sep="\t")
             done += len(texts)
-            classifier.encoder.warns = False  # once, not every 1,024 lines
     except (KeyboardInterrupt, UserError) as err:
         raise type(err)(f"{str(err) or 'interrupted'}; {done} lines were labelled")
 
@@ -231,7 +233,7 @@ def main():
         name += f" seed {r['seed']}" if r["seed"] else ""
         std, gain, low, high = (100 * v for v in (r["accuracy_std"], r["gain"], *r["interval"]))
         line = f"  {name:30}{r['n'] or '-':>7}{r['heads']:7}{r['accuracy']:10.2%}{std:6.2f}{r['macro_f1']:8.3f}"
-        line += f"  {gain:+6.2f} [{low:+.2f}, {high:+.2f}]" if r is not records[0] else ""
+        line += f"  {gain:+6.2f} [{low:+.2f}, {high:+.2f}]" if r["method"] != "english" else ""
         if r["via"] not in (None, [args.lang]):
             line += f"  A of {' '.join(r['via'])}{', unseen' * (args.lang not in r['via'])}"
         say(line)

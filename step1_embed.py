@@ -27,9 +27,9 @@ def tune(encoder, texts, y, dev_texts, dev_y, epochs=3, lr=1e-4, batch=32, seed=
     """Fine-tune e(.) with a linear classifier on top, labels y (N,) (paper, Step 1). Keeps the best dev epoch,
     discards the classifier, returns loss and dev accuracy per epoch. Word embeddings stay frozen (our choice)."""
     torch.manual_seed(seed)
-    sizes = [len(texts), len(dev_texts)]  # together, so that strings mean the same in both
+    sizes = [len(texts), len(dev_texts)]  # together, so that both have the same classes
     y, dev_y = as_labels(np.concatenate([y, dev_y]), sum(sizes)).split(sizes)
-    encoder.lm.get_input_embeddings().requires_grad_(False)  # English would move only its own words
+    encoder.lm.get_input_embeddings().requires_grad_(False)  # English text tunes only its own words
     head = nn.Linear(encoder.dim, 1 + int(max(y.max(), dev_y.max())))
     model = nn.Sequential(encoder, nn.Dropout(dropout), head).to(encoder.lm.device)
     optimizer, schedule = make_optimizer(model.parameters(), lr, epochs * math.ceil(len(y) / batch))
@@ -96,9 +96,9 @@ def main():
     counts = dict(zip(info["labels"], y.bincount().tolist()))
     say(f"step 1 | {machine} | {args.model}, {encoder.lm.num_parameters():,} parameters")
     say(f"{args.task}: {len(y)} English rows, labels {counts!s:.300}")
-    both = len(set(texts) & set(dev_texts))
-    say(f"{len(dev_y)} dev rows ({both} also in train)")
-    if both > len(dev_y) / 10:
+    overlap = len(set(texts) & set(dev_texts))
+    say(f"{len(dev_y)} dev rows ({overlap} also in train)")
+    if overlap > len(dev_y) / 10:
         warn("many dev rows are training rows; dev accuracy cannot choose the epoch")
     options = {"epochs": args.epochs, "lr": args.lr, "batch": args.batch, "seed": args.seed}
     history = tune(encoder, texts, y, dev_texts, dev_y, **options) if args.epochs else []

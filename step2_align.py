@@ -34,7 +34,7 @@ def fit(aligner, x, y, held_x, held_y, epochs=None, lr=2e-3, batch=128, weight_d
     torch.manual_seed(seed)
     dim, device = len(aligner.mean_x), aligner.mean_x.device
     x, y = as_rows(x, dim).to(device), as_rows(y, dim, len(x)).to(device)
-    held_x, held_y = as_rows(held_x, dim), as_rows(held_y, dim, len(held_x))
+    held_x, held_y = as_rows(held_x, dim), as_rows(held_y, dim, len(held_x)).cpu()
     aligner.mean_x, aligner.scale_x = x.mean(0), x.std(0).clamp_min(1e-6)
     aligner.mean_y, aligner.scale_y = y.mean(0), y.var(0).mean().sqrt()
     steps = math.ceil(len(x) / batch)  # per epoch
@@ -70,12 +70,13 @@ def solve(arch, x, y, held_x, held_y, ridges=(1e-3, 0.01, 0.03, 0.1, 0.3, 1.0, 3
         raise ValueError(f"arch {arch!r} is none of {', '.join(CLOSED)}")
     x, held_x = as_rows(x), as_rows(held_x, x.shape[1])
     y, held_y = as_rows(y, x.shape[1], len(x)), as_rows(held_y, x.shape[1], len(held_x))
+    x, y, held_x, held_y = (rows.cpu() for rows in (x, y, held_x, held_y))
     aligner = Aligner(arch, x.shape[1])
     aligner.mean_x, aligner.mean_y = x.mean(0), y.mean(0)
     X, Y = (x - x.mean(0)).double(), (y - y.mean(0)).double()
     if arch == "procrustes":
-        product = X.T @ Y
-        u, _, vt = torch.linalg.svd(product + 1e-6 * product.norm() * torch.eye(len(product)))
+        cross = X.T @ Y
+        u, _, vt = torch.linalg.svd(cross + 1e-6 * cross.norm() * torch.eye(len(cross)))
         aligner.f.weight.data = (u @ vt).T.float().contiguous()
     if arch == "linear":
         values, V = torch.linalg.eigh(X.T @ X)  # X^T X = V diag(values) V^T
@@ -148,7 +149,7 @@ def doubts_of(sources, translations):
 
 
 def check_pairs(lang, english, target, x, y, task_x, total):
-    """Warn of unusable pairs, the first n of `total` in fixed_order, by their texts and embeddings x, y (n, D). Print
+    """Warn of unusable pairs by their texts and embeddings x, y (n, D), the first n of `total` in fixed_order. Print
     the domain gap: the distance of the means of x and task_x (M, D), the task's English, in its standard deviations."""
     for doubt in doubts_of(chain(*english), chain(*target)):
         warn(f"{lang}: {doubt}; translate these rows again, or leave them out")
@@ -158,7 +159,7 @@ def check_pairs(lang, english, target, x, y, task_x, total):
     # n rows of the task itself have a gap of 1 / sqrt(n) by chance; 0.1: data/RESULTS.md
     if gap > 0.1 + len(x) ** -0.5:
         warn(f"{lang}: far from the task's text; expect no gain, or harm from --arch inside")
-    # In the order of the file or of an export, do translations fit their neighbour's English better than their own?
+    # Do translations fit their neighbour's English better than their own, in the order of the file or of an export?
     # Also after a linear A, for languages that the LM hardly knows
     held, excess = len(x) // 10, []
     mapped = solve("linear", y[held:], x[held:], y[:held], x[:held]).map(y) if held else y
@@ -224,12 +225,12 @@ def main():
     task, _ = load_task(info, "en", "train")
     task = [task[i] for i in fixed_order(len(task))[:2_000]]
     x, y = cached(encoder, args.out, [*english, *target]).split(len(english))
-    task_x = cached(encoder, args.out, task)  # a call of its own: pairs may be single texts
+    task_x = cached(encoder, args.out, task)  # a separate call, since pairs may be single texts
     for lang in counts:
         i = [k for k, other in enumerate(langs) if other == lang]
-        everything, _, _ = load_translated(info, lang)  # of which --n takes a part
+        whole, _, _ = load_translated(info, lang)  # of which --n takes a part
         own = [[part[k] for k in i] for part in (english, target)]
-        check_pairs(lang, *own, x[i], y[i], task_x, len(everything))
+        check_pairs(lang, *own, x[i], y[i], task_x, len(whole))
 
     if fields["method"] == "rev":
         x, y = y, x

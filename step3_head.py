@@ -1,9 +1,9 @@
 """Step 3 of LangAlign (arXiv 2503.18603), task tuning: train the task head, LM and aligner frozen.
 
     python step3_head.py --lang ko                       # LangAlign: head on A(e(d_en))
-    python step3_head.py --lang ko --residuals           # ours: head on A(e(d_en)) + r
+    python step3_head.py --lang ko --residuals           # ours: head on A(e(d_en)) + a random error of A
     python step3_head.py --lang ko --method rev          # Rev-LangAlign: A is applied at inference
-    python step3_head.py --lang ace --via jv su min ban --arch inside     # with the aligner of others
+    python step3_head.py --lang ace --via jv su min ban --arch inside     # with the aligner of other languages
 
 Baselines (--method): english, centred, translated, mixed, native; --help explains them.
 Reads   <out>/ of step 1, for langalign and rev an aligner of step 2, and <data>/<task>/.
@@ -94,11 +94,11 @@ def main():
     texts, y, dev_texts, dev_y = load_english(info)
     more = {name: info[name] for name in ("lm", "labels", "two_texts")} | {"l2": args.l2}
     more["english"] = digest_of(repr([texts, y.tolist()]).encode())
-    aligned = {}  # what only heads with an aligner store
+    stored = {}  # what only heads with an aligner store
     if method in ("langalign", "rev"):
         wanted = fields | {"lang": "+".join(fields["via"]), "residuals": False}
         art = find(args.out, "align", info["lm"], **wanted)
-        fields["n"], aligned = art["n"], {"texts": art["texts"]}
+        fields["n"], stored = art["n"], {"texts": art["texts"]}
         source, target, _ = load_pairs(info, art["pairs"])
         if digest_of(repr([source, target]).encode()) != art["texts"]:
             raise UserError("translated.tsv changed since step 2; rerun step 2")
@@ -109,7 +109,7 @@ def main():
 
     x_en, y_en, dev_en, residuals = x, y, dev_x, None  # English: the baseline of every table
     if method == "rev":  # the head is the English one, and A is stored for inference
-        aligned |= {"aligner": art["aligner"], "state": art["state"]}
+        stored |= {"aligner": art["aligner"], "state": art["state"]}
     elif method == "langalign":  # the head learns from A(e(d_en))
         aligner = build_aligner(art, encoder.lm)
         if args.residuals:  # r = e(T(d)) - A(e(d)) of every pair, (n, D)
@@ -127,9 +127,10 @@ def main():
     elif method in ("translated", "mixed"):  # mixed: plus the untranslated English rows
         source, target, target_y = load_translated(info, args.lang, args.n, labelled=True)
         fields["n"] = len(target)
-        source = set(source)
-        rest = [i for i, text in enumerate(texts) if method == "mixed" and text not in source]
-        x, y = torch.cat([cache(target), x[rest]]), torch.cat([target_y, y[rest]])
+        used, held = {*source}, {*dev_texts}  # dev rows stay held out, also without a dev.tsv
+        own = [i for i, text in enumerate(source) if text not in held]
+        rest = [i for i, text in enumerate(texts) if method == "mixed" and text not in used]
+        x, y = torch.cat([cache(target)[own], x[rest]]), torch.cat([target_y[own], y[rest]])
 
     baseline = describe("", "english", seed=args.seed)
     heads = train(x_en.to(device), y_en)
@@ -137,7 +138,7 @@ def main():
     if method not in ("english", "rev"):
         heads = train(x.to(device), y, residuals=residuals)
     if method != "english":
-        save_heads(args.out, fields, heads, dev_x, dev_y, len(x), **more, **aligned)
+        save_heads(args.out, fields, heads, dev_x, dev_y, len(x), **more, **stored)
 
 
 if __name__ == "__main__":

@@ -113,7 +113,7 @@ step2 --n 9999                 : ko/translated.tsv: only \d+ distinct pairs; use
 step3 --seed 5000000000         : --seed 5000000000: must be at least 0, below
 step2 --arch FC                : --arch: invalid choice: 'FC' .*fc.*inside.*; see --help
 step2 --device tpu             : --device tpu is not available
-step3 --residuals --method rev : --residuals with --method langalign
+step3 --residuals --method rev : --residuals needs --method langalign
 step3 --method centred         : needs --unlabelled FILE
 step3 --method rev --arch ae   : no such align file; run: .*--method rev .*found: align-ko-fc-n\d+.pt
 step3 --method native --n 5     : --method native uses no pairs; leave out --n
@@ -155,8 +155,7 @@ def test_mistake_is_one_line_whose_command_works(prepare, line, match, place, pl
     before = listing(place.path)
     status, _, err = play(line)
     assert status == 2 and err.startswith("error: ") and re.search(match, err), err
-    assert err.count("\n") == 1 and len(err) < 500
-    assert listing(place.path) == before
+    assert err.count("\n") == 1 and len(err) < 500 and listing(place.path) == before
     if "run: python" in err:
         follow(err, play)
         assert play(line)[0] == 0
@@ -250,8 +249,7 @@ def test_an_interrupted_write_is_one_line_and_leaves_no_file(place, play, monkey
     for failure, expected, line in (full, 2, disk), (KeyboardInterrupt, 130, stopped):
         monkeypatch.setattr(Path, "replace", mock.Mock(side_effect=failure))
         status, _, err = play("step3")
-        assert status == expected and re.fullmatch(line, err)
-        assert listing(place.path) == before
+        assert status == expected and re.fullmatch(line, err) and listing(place.path) == before
 
 
 def test_seed_decides_every_bit(place, play):

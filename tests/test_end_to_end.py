@@ -40,10 +40,8 @@ def play(script, *args):
 def home(tmp_path_factory):
     """Return a folder with data/toy and runs/ of README's main job and `inside`, on small toy data."""
     home = tmp_path_factory.mktemp("home")
-    first = next(i for i, words in enumerate(COMMANDS) if words[0] == "step1_embed.py")
-    last = next(i for i, words in enumerate(COMMANDS) if words[0] == "eval.py")
-    inside = ["step2_align.py", "--arch", "inside", "--lang", "ko"]
-    inside = [inside, ["step3_head.py", *inside[1:]]]
+    first, last = map([words[0] for words in COMMANDS].index, ("step1_embed.py", "eval.py"))
+    inside = [[s, "--arch", "inside", "--lang", "ko"] for s in ("step2_align.py", "step3_head.py")]
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(home)
         few_steps(patch, 200)

@@ -126,7 +126,8 @@ def test_n_is_per_language(related):
 
 def test_no_two_variants_share_a_file_or_meet_in_find(tmp_path):
     """Every combination of flags has a file of its own, and find returns exactly that one."""
-    vias = ["aa"], ["aa", "bb"], ["bb"], ["aa-bb"], None
+    many = [[f"l{i:03}_Latn" for i in range(count)] for count in (199, 200)]  # names stay short
+    vias = ["aa"], ["aa", "bb"], ["bb"], ["aa-bb"], *many, None
     flags = itertools.product(vias, [5, 50], [0, 1], ["fc", "ae"], ["langalign", "rev"])
     files = {}
     for via, n, seed, arch, method in flags:
@@ -136,7 +137,7 @@ def test_no_two_variants_share_a_file_or_meet_in_find(tmp_path):
                 options |= {"residuals": residuals} if kind == "head" else {}
                 fields = describe("cc", method, arch, via, **options)
                 files[path_of(tmp_path, kind, **fields).name] = kind, fields
-    assert len(files) == 5 * 2**4 + 5 * 2**4 + 5 * 2**3
+    assert len(files) == 7 * 2**4 + 7 * 2**4 + 7 * 2**3
     for name, (kind, fields) in files.items():
         save(tmp_path / name, kind, lm="x", **fields)
     for name, (kind, fields) in list(files.items())[::7]:

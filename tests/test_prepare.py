@@ -105,8 +105,7 @@ class World:
     def refuse(self, *args, match):
         """Expect an error line that matches, and that nothing is written."""
         line = error_line(lambda: self.prepare(*args))
-        assert re.search(match, line) and len(line) < 450, line
-        assert not self.root.exists()
+        assert re.search(match, line) and len(line) < 450 and not self.root.exists(), line
 
 
 @pytest.fixture
