@@ -74,10 +74,10 @@ def as_labels(y, rows, classes=None):
     y = np.asarray(np.asarray(y).tolist())  # numbers also if pandas holds them as objects
     names = sorted({str(label) for label in y.ravel()}) if y.dtype.kind in "UO" else []
     classes = classes or len(names or np.unique(y))
-    if y.ndim == 1 and len(names) == classes and not {"", "nan", "None"} & {*names}:
+    if y.ndim == 1 and len(names) == classes and not {"", "nan", "None", "<NA>", "NaT"} & {*names}:
         y = np.searchsorted(names, y.astype(str))
     if y.shape != (rows,) or y.dtype.kind not in "biu" or not 0 <= y.min() <= y.max() < classes:
-        what = f"{rows} integers from 0 to {classes - 1}, or {classes} different strings"
+        what = f"{rows} integers from 0 to {classes - 1}, or {classes} strings, none missing"
         found = (names or np.unique(y).tolist())[:5]
         raise ValueError(f"labels such as {found}, of shape {y.shape}: expected {what}")
     return torch.as_tensor(y).long()
@@ -86,7 +86,8 @@ def as_labels(y, rows, classes=None):
 def as_rows(x, dim=None, rows=None):
     """Return embeddings, a tensor or an array (N, D), in fp32. Raises ValueError if N is not `rows`, D is not `dim`,
     or a row is not finite."""
-    x = torch.as_tensor(x).detach().float()
+    x = x if isinstance(x, torch.Tensor) else np.asarray(x, order="C")
+    x = torch.as_tensor(np.stack(x) if x.dtype == object else x).detach().float()
     if x.dim() != 2 or x.shape != (len(x) if rows is None else rows, dim or x.shape[1]):
         expected = f"({'N' if rows is None else rows}, {dim or 'D'})"
         raise ValueError(f"embeddings of shape {tuple(x.shape)} do not match {expected}")
@@ -156,7 +157,7 @@ def pad(rows, tokenizer, device):
 
 
 def check_tokens(encoder, rows):
-    """Warn if tokenised rows may be truncated, or if more than 5% of their tokens are unknown; return whether it did."""
+    """Warn if rows may be truncated, or if more than 5% of their tokens are unknown. Return whether it warned."""
     ids, unknown = [row["input_ids"] for row in rows], encoder.tokenizer.unk_token_id
     if full := sum(len(row) >= encoder.max_len for row in ids):
         warn(f"{full} texts reach max_len={encoder.max_len} tokens and may be truncated")
@@ -255,7 +256,7 @@ class Aligner(nn.Module):
 
     @torch.no_grad()
     def map(self, x):
-        """Apply A to x (N, D) in blocks, without dropout or gradients; the result is on the CPU."""
+        """Apply A to x (N, D) in blocks, in eval mode, without gradients; the result is on the CPU."""
         self.eval()
         blocks = as_rows(x, len(self.mean_x)).split(8_192)
         return torch.cat([self(block.to(self.mean_x)).cpu() for block in blocks])
@@ -280,6 +281,13 @@ class Inside(nn.Module):
         with self.on(encoder, merge=False):
             return encoder(batch)
 
+    @torch.no_grad()
+    def merged(self, lm):
+        """Return [(parameter, its value with A added)], one per linear layer of the LM."""
+        weights = [lm.get_submodule(name).weight for name in self.layers]
+        changes = [(up @ down).to(lm.device) for down, up in zip(self.down, self.up)]
+        return [(w, (w + change).to(w.dtype)) for w, change in zip(weights, changes)]  # sum in fp32
+
     @contextlib.contextmanager
     def on(self, encoder, merge=True):
         """Activate A in `encoder` within a `with` block, for every thread. merge: add A to the LM's weights until the
@@ -294,15 +302,12 @@ class Inside(nn.Module):
         with contextlib.ExitStack() as undo:  # also after an exception in the block
             encoder.inside = self
             undo.callback(setattr, encoder, "inside", None)
-            for name, down, up in zip(self.layers, self.down, self.up):
-                layer = encoder.lm.get_submodule(name)
-                if merge:
-                    weight = layer.weight.data
-                    undo.callback(setattr, layer.weight, "data", weight)
-                    change = (up @ down).detach().to(weight.device)
-                    layer.weight.data = (weight + change).to(weight.dtype)  # added in fp32
-                else:
-                    undo.enter_context(layer.register_forward_hook(partial(add, down, up)))
+            for weight, value in self.merged(encoder.lm) if merge else ():
+                undo.callback(setattr, weight, "data", weight.data)
+                weight.data = value
+            for name, down, up in () if merge else zip(self.layers, self.down, self.up):
+                hook = encoder.lm.get_submodule(name).register_forward_hook(partial(add, down, up))
+                undo.enter_context(hook)
             yield encoder
 
 
@@ -676,7 +681,8 @@ def load_encoder(out="runs", device="cpu", dtype=None, data=None, batch_tokens=N
 
 
 def cached(encoder, out, texts):
-    """Return encode(encoder, texts), (N, D), but texts encoded before come from <out>/cache. Files are read once."""
+    """Return encode(encoder, texts), (N, D), but texts encoded before come from <out>/cache. Files are read once. The
+    encoder must be as load_encoder returned it, perhaps with an Inside active."""
     if not encoder.digest:  # not of a run folder
         return encode(encoder, texts)
     name = f"{encoder.digest[:16]}-{str(encoder.lm.dtype).removeprefix('torch.')}"

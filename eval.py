@@ -8,7 +8,6 @@ Writes  <out>/results-<lang>.json, the table as a list of objects. --predict wri
         `label<TAB>probability` per input line (pairs: text<TAB>text_b), the mean of the heads, 1,024 lines at a time.
 Expect  on toy Korean english 50%, langalign fc +24 points, with residuals +27 (last digits differ by CPU)."""
 
-import contextlib
 import json
 import math
 import sys
@@ -144,10 +143,11 @@ def load_classifier(out, lang, device="cpu", dtype=None, batch_tokens=None, **fl
     which several threads may call. flags: as for load_head."""
     encoder, _ = load_encoder(out, device, dtype, batch_tokens=batch_tokens)
     head = load_head(out, encoder, lang, **flags)
-    embed, active = partial(encode, encoder), contextlib.ExitStack()
-    score = partial(logits_of, head, encoder, embed)
-    if head["arch"] == "inside":  # merged once, for as long as the classifier lives
-        active.enter_context(build_aligner(head, encoder.lm).to(encoder.lm.device).on(encoder))
+    embed = partial(encode, encoder)
+    score = partial(logits_of, head, encoder, embed)  # texts -> (S, N, C)
+    if head["arch"] == "inside":  # A is merged into this LM for good
+        for weight, value in build_aligner(head, encoder.lm).merged(encoder.lm):
+            weight.data = value
         score = lambda texts: logits(head["heads"], embed(texts))
     lock = threading.Lock()  # tokenizers change state while they work
 
@@ -160,8 +160,7 @@ def load_classifier(out, lang, device="cpu", dtype=None, batch_tokens=None, **fl
             rows = score(texts).softmax(2).mean(0)
         return [head["labels"][i] for i in rows.argmax(1)], rows
 
-    classifier.head, classifier.encoder = head, encoder
-    classifier.active = active  # keeps A in the LM
+    classifier.head = head
     return classifier
 
 

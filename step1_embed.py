@@ -25,11 +25,11 @@ from common import shuffled, warn
 @torch.random.fork_rng(devices=[])  # leave the CPU's random state as it was
 def tune(encoder, texts, y, dev_texts, dev_y, epochs=3, lr=1e-4, batch=32, seed=0, dropout=0.1):
     """Fine-tune e(.) with a linear classifier on top, labels y (N,) (paper, Step 1). Keeps the best dev epoch,
-    discards the classifier, returns loss and dev accuracy per epoch. Word embeddings stay frozen (our choice)."""
+    discards the classifier. Returns loss and dev accuracy per epoch. Word embeddings (English has few) stay frozen."""
     torch.manual_seed(seed)
     sizes = [len(texts), len(dev_texts)]  # together, so that both have the same classes
     y, dev_y = as_labels(np.concatenate([y, dev_y]), sum(sizes)).split(sizes)
-    encoder.lm.get_input_embeddings().requires_grad_(False)  # English text tunes only its own words
+    encoder.requires_grad_(True).lm.get_input_embeddings().requires_grad_(False)
     head = nn.Linear(encoder.dim, 1 + int(max(y.max(), dev_y.max())))
     model = nn.Sequential(encoder, nn.Dropout(dropout), head).to(encoder.lm.device)
     optimizer, schedule = make_optimizer(model.parameters(), lr, epochs * math.ceil(len(y) / batch))
@@ -37,7 +37,7 @@ def tune(encoder, texts, y, dev_texts, dev_y, epochs=3, lr=1e-4, batch=32, seed=
     generator, rows = torch.Generator().manual_seed(seed), encoder.tokenize(texts)
     model = nn.parallel.DistributedDataParallel(model, static_graph=True) if WORLD > 1 else model
 
-    history, best, kept = [], -1.0, encoder.state_dict()
+    history, best, kept, encoder.digest = [], -1.0, encoder.state_dict(), ""  # "": a new LM
     for epoch in range(1, epochs + 1):
         model.train()
         encoder.eval()  # no dropout inside the LM: faster, and no worse on dev

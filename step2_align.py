@@ -35,7 +35,8 @@ def fit(aligner, x, y, held_x, held_y, epochs=None, lr=2e-3, batch=128, weight_d
     dim, device = len(aligner.mean_x), aligner.mean_x.device
     x, y = as_rows(x, dim).to(device), as_rows(y, dim, len(x)).to(device)
     held_x, held_y = as_rows(held_x, dim), as_rows(held_y, dim, len(held_x)).cpu()
-    aligner.mean_x, aligner.scale_x = x.mean(0), x.std(0).clamp_min(1e-6)
+    spread = x.std(0)  # a column that is constant in the pairs need not be so elsewhere
+    aligner.mean_x, aligner.scale_x = x.mean(0), torch.where(spread > 1e-6, spread, 1.0)
     aligner.mean_y, aligner.scale_y = y.mean(0), y.var(0).mean().sqrt()
     steps = math.ceil(len(x) / batch)  # per epoch
     epochs = max(10, math.ceil(400 / steps)) if epochs is None else epochs
@@ -52,7 +53,8 @@ def fit(aligner, x, y, held_x, held_y, epochs=None, lr=2e-3, batch=128, weight_d
             schedule.step()
         history.append(F.mse_loss(aligner.map(held_x), held_y).item())
         if not history[-1] < float("inf"):
-            raise UserError(f"the held-out MSE is {history[-1]}; use a lower lr than {lr:g}")
+            found = f"the MSE of {len(held_x)} held-out pairs is {history[-1]}"
+            raise UserError(f"{found}; use more pairs, or a lower lr than {lr:g}")
         if history[-1] == min(history):
             kept = copy.deepcopy(aligner.state_dict())
     aligner.load_state_dict(kept)
@@ -86,7 +88,7 @@ def solve(arch, x, y, held_x, held_y, ridges=(1e-3, 0.01, 0.03, 0.1, 0.3, 1.0, 3
             W = torch.eye(len(V)) + V @ (right / (values + share * values.mean())[:, None])
             mse = F.mse_loss((held_x - x.mean(0)) @ W.float() + y.mean(0), held_y).item()
             if not mse < float("inf"):
-                raise UserError(f"the held-out MSE is {mse}; are all embeddings finite?")
+                raise UserError(f"the MSE of {len(held_x)} held-out pairs is {mse}; use more pairs")
             if mse < best:
                 best, aligner.f.weight.data = mse, W.T.float().contiguous()
     return aligner

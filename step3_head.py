@@ -56,7 +56,8 @@ def train_heads(x, y, classes, residuals=None, seeds=range(5), l2=0.05, lr=1e-3,
             optimizer.step()
             schedule.step()
     if not loss.isfinite():
-        raise UserError(f"the heads' loss is {loss.item()}; use a lower --l2 than {l2:g}")
+        found = f"the heads' loss on {len(x)} rows is {loss.item()}"
+        raise UserError(f"{found}; use more rows, or a lower --l2 than {l2:g}")
     heads = {"weight": weight.detach(), "bias": bias.detach(), "mean": mean, "scale": scale}
     return {name: tensor.cpu() for name, tensor in heads.items()}
 
@@ -98,7 +99,7 @@ def main():
     if method in ("langalign", "rev"):
         wanted = fields | {"lang": "+".join(fields["via"]), "residuals": False}
         art = find(args.out, "align", info["lm"], **wanted)
-        fields["n"], stored = art["n"], {"texts": art["texts"]}
+        fields["n"], stored = art["n"], {"texts": art["texts"], "pairs": art["pairs"]}
         source, target, _ = load_pairs(info, art["pairs"])
         if digest_of(repr([source, target]).encode()) != art["texts"]:
             raise UserError("translated.tsv changed since step 2; rerun step 2")

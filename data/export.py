@@ -16,6 +16,7 @@ import contextlib
 import importlib.util
 import json
 import logging
+import re
 import shlex
 import shutil
 import sys
@@ -173,7 +174,8 @@ def write_onnx(folder, texts):
 # The model card ---------------------------------------------------------------------------------
 def commands_of(args, head):
     """Return the commands that made the folder after step 1, one per line."""
-    flags = {name: head[name] for name in ("method", "arch", "n", "seed")} | {"out": args.out}
+    flags = {name: head[name] for name in ("method", "arch", "n", "seed")}
+    flags |= {"out": args.out, "data": args.data}
     flags = {name: shlex.quote(str(value)) for name, value in flags.items() if value is not None}
     flags = " ".join(f"--{name} {value}" for name, value in flags.items())
     step3 = f"step3_head.py --lang {args.lang} {flags} --l2 {head['l2']}"
@@ -182,6 +184,8 @@ def commands_of(args, head):
     lines = [step3, f"data/export.py {shlex.join(sys.argv[1:])}"]
     if head["arch"]:
         via = " ".join(head["via"])
+        if len({*head.get("pairs", {}).values()}) > 1:  # then step 2 took all pairs
+            flags = re.sub(r"--n \d+ ", "", flags)
         lines = [f"step2_align.py --lang {via} {flags}", f"{step3} --via {via}", lines[1]]
     return "\n".join(f"python {line}" for line in lines)
 

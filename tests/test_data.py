@@ -105,8 +105,7 @@ def test_pairs_are_two_texts(world):
     assert all(len(text) == 2 for text in load_task(info, "ko", "test")[0])
     english, target, _ = load_translated(info, "ko")
     assert len(target) > 100 and target == [tuple(map(cipher, text)) for text in english]
-    single = {**info, "two_texts": False}
-    refused(lambda: load_task(single, "ko", "test"), "test.tsv:1: header", "label text")
+    refused(lambda: load_task({**info, "two_texts": False}, "ko", "test"), ":1: header is 'label")
 
 
 def test_held_out_rows_share_no_first_text():
@@ -131,7 +130,7 @@ def test_dev_is_held_out_where_there_is_none(world, tmp_path, monkeypatch, capsy
     step1(world.encoder, tmp_path / "data", tmp_path / "runs", epochs=0)
     few_steps(monkeypatch, 10)
     main("step3_head.py", "--lang", "ko", "--method", "mixed", "--out", tmp_path / "runs")
-    assert "english: 360 rows" in (out := capsys.readouterr().out) and "mixed: 360 rows" in out
+    assert re.search("english: 360 rows.*\nmixed: 360 rows", capsys.readouterr().out)
 
 
 def test_n_is_a_prefix_of_one_order(world):

@@ -201,13 +201,6 @@ def test_pair_task_takes_two_columns(world, tmp_path, label, monkeypatch):
         evaluation.classify(out, ["a", "b"], lang="ko", method="english")
 
 
-def test_flags_name_the_head(runs, label):
-    expected, path = label(runs, TEXTS), runs / "head-ko-fc-n400"
-    assert f"labelling with {path}.pt" in label.err
-    assert label(runs, TEXTS, "--n", 400) == expected != label(runs, TEXTS, "--residuals")
-    assert f"labelling with {path}-residuals.pt" in label.err
-
-
 def test_lines_are_read_as_they_are_labelled(runs, capsys, monkeypatch):
     """At most CHUNK lines are in memory, so a generator is not read ahead of what is printed. One warning is enough."""
     monkeypatch.setattr(evaluation, "CHUNK", 4)

@@ -1,7 +1,6 @@
 """One aligner for several languages: two ciphers pooled, a third one unseen, and files that never mix them up.
 
-The languages aa and bb spell each English word in their own way. cc takes every other word from each of them,
-as a relative of both would.
+aa and bb spell each English word in their own way. cc takes every other word from each, as a relative of both would.
 """
 
 import itertools
@@ -19,7 +18,7 @@ from common import UserError, describe, find, load, load_encoder, load_pairs, pa
 from eval import load_classifier
 
 COUNTS = {"aa": 400, "bb": 250}  # pairs: bb has fewer
-POOLED = "--via", "aa", "bb", "--method", "rev", "--arch"
+POOL, POOLED = ["rev", "aa", "bb"], ("--via", "aa", "bb", "--method", "rev", "--arch")
 
 
 def spell(text, lang):
@@ -65,8 +64,7 @@ def test_one_aligner_serves_its_languages_and_their_relative(related, capsys):
         lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("  rev")]
         assert len(lines) == 2 and all(line.endswith(whose) for line in lines)
         english, *records = json.loads((related.out / f"results-{lang}.json").read_text())
-        pooled = [r for r in records if r["via"] == ["aa", "bb"] and r["method"] == "rev"]
-        pooled = {r["arch"]: r for r in pooled}
+        pooled = {r["arch"]: r for r in records if [r["method"], *(r["via"] or ())] == POOL}
         assert english["accuracy"] < 0.65 and pooled.keys() == {"linear", "inside"}
         assert all(r["gain"] > 0.2 and r["accuracy"] > 0.65 for r in pooled.values())
     for arch in ("linear", "inside"):
@@ -76,13 +74,13 @@ def test_one_aligner_serves_its_languages_and_their_relative(related, capsys):
         assert report["A, aa"]["r2"] > 0.15 < report["A, bb"]["r2"] and report["identity"]["r2"] < 0
 
 
-def test_classifier_takes_the_languages_of_its_aligner(related):
+def test_classifier_takes_the_languages_of_its_aligner(related, monkeypatch):
     flags = {"method": "rev", "arch": "inside"}
     pooled = load_classifier(related.out, "bb", via=["bb", "aa"], **flags)
     assert pooled.head["path"].name == "head-bb-via-aa+bb-rev-inside-n400.pt"
-    for _ in range(2):  # A is merged once, and stays
-        labels, _ = pooled([spell("good great kind", "bb"), spell("bad awful rude", "bb")])
-        assert labels == ["positive", "negative"] and pooled.encoder.inside is not None
+    monkeypatch.delattr("common.Inside.merged")  # A is in the LM by now
+    labels, _ = pooled([spell("good great kind", "bb"), spell("bad awful rude", "bb")])
+    assert labels == ["positive", "negative"]
     with pytest.raises(UserError, match="run: python step3_head.py .*--lang bb --method rev"):
         load_classifier(related.out, "bb", **flags)
 
@@ -118,8 +116,7 @@ def test_n_is_per_language(related):
     main("step2_align.py", "--lang", "aa", "bb", "--n", 100, *flags)
     art = load(related.out / "align-aa+bb-shift-n100.pt", "align")
     assert art["pairs"] == {"aa": 100, "bb": 100} and art["n"] == 100
-    info = load_encoder(related.out)[1]
-    english, target, langs = load_pairs(info, {"aa": None, "bb": 100})
+    english, target, langs = load_pairs(load_encoder(related.out)[1], {"aa": None, "bb": 100})
     assert langs == ["aa"] * 400 + ["bb"] * 100
     assert target == [(spell(text, lang),) for (text,), lang in zip(english, langs)]
 

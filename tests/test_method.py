@@ -1,5 +1,6 @@
 """Check the method, in a reader's order: Eq. 1, A, closed forms, heads, e(.), inside, tuning, several ranks."""
 
+import copy
 import contextlib
 import inspect
 import os
@@ -84,10 +85,15 @@ def test_fit_keeps_the_epoch_of_the_best_held_out_mse():
     assert F.mse_loss(aligner.map(x[-100:]), y[-100:]).item() == pytest.approx(min(history))
 
 
-def test_a_loss_that_is_not_finite_stops():
+def test_a_loss_that_is_not_finite_stops_and_a_column_without_spread_is_not_blown_up():
     x, y, _ = planted()
-    with pytest.raises(UserError, match="use a lower lr than 1e"):
+    with pytest.raises(
+        UserError, match="held-out pairs is nan; use more pairs, or a lower lr than"
+    ):
         fit(Aligner("fc", dim=8), *parts(x, y), epochs=2, lr=1e30)
+    x[:, 0] = 1.0
+    fit(aligner := Aligner("fc", dim=8), *parts(x, y), epochs=2)
+    assert aligner.scale_x[0] == 1 and aligner.map(x + torch.eye(8)[0]).abs().max() < 20
 
 
 # A
@@ -367,14 +373,16 @@ def test_what_a_notebook_may_give(encoder):
     inside, z = Inside(encoder.lm), torch.zeros(3, encoder.dim)
     assert fit_inside(inside, encoder, texts, z, texts, z, epochs=0) == []
     state = torch.get_rng_state()
+    encoder = copy.deepcopy(encoder)  # frozen, and of a run folder
     assert tune(encoder, texts, [0, 1, 0], texts[:1], [2], epochs=0) == []  # a label of dev alone
-    assert torch.equal(torch.get_rng_state(), state)
+    assert torch.equal(torch.get_rng_state(), state) and not encoder.digest
+    assert [*encoder.parameters()][-1].requires_grad
     wrong = [lambda: fit(aligner, x, x[1:], x, x), lambda: fit(aligner, x, x, x, x[:1])]
     wrong += [lambda: solve("linear", x, x[1:], x, x), lambda: train_heads(x, y + 1, 2)]
     gpt = hf.GPT2Model(hf.GPT2Config(vocab_size=9, n_embd=8, n_layer=1, n_head=2))
     wrong += [lambda: Aligner("FC", 8), lambda: solve("mean", x, x, x, x), lambda: Inside(gpt)]
     expected = "match|labels|embeddings|is none of .*linear, procrustes, shift|no linear layers"
-    missing = [["a", "b", value] * 10 for value in (float("nan"), None, "")]
+    missing = [["a", "b", value] * 10 for value in (float("nan"), None, "", "<NA>")]
     for labels in y.double(), y[:, None], y[1:], *missing, y.int().numpy() - 1:
         wrong.append(partial(train_heads, x, labels, 2))
     wrong.append(partial(tune, encoder, texts, [0, 1, 2], texts, [0]))
@@ -390,7 +398,10 @@ def test_what_a_notebook_may_give(encoder):
     assert same(heads, train_heads(x, 1 - y, 2, residuals=x, steps=1))  # in alphabetical order
     arrays = [part.detach().double().numpy() for part in (x, x + 1, x, x + 1)]
     assert torch.allclose(solve("shift", *arrays).map(arrays[0]), x.float() + 1, atol=1e-5)
-    assert torch.equal(logits(heads, arrays[0]), logits(heads, x.float()))
+    column, backwards = np.empty(30, object), np.ascontiguousarray(arrays[0][::-1])[::-1]
+    column[:] = [*arrays[0]]  # as pandas holds a column of embeddings
+    for rows in arrays[0], column, [*x.detach()], backwards:
+        assert torch.equal(logits(heads, rows), logits(heads, x.float()))
 
 
 @pytest.mark.parametrize("share, odd", [(0, False), (0.3, True), (0.5, True), (1, True)])
