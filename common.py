@@ -285,8 +285,8 @@ class Inside(nn.Module):
     def merged(self, lm):
         """Return [(parameter, its value with A added)], one per linear layer of the LM."""
         weights = [lm.get_submodule(name).weight for name in self.layers]
-        changes = [(up @ down).to(lm.device) for down, up in zip(self.down, self.up)]
-        return [(w, (w + change).to(w.dtype)) for w, change in zip(weights, changes)]  # sum in fp32
+        parts = zip(weights, self.down, self.up)  # added in fp32
+        return [(w, (w + (up @ down).to(w.device)).to(w.dtype)) for w, down, up in parts]
 
     @contextlib.contextmanager
     def on(self, encoder, merge=True):
