@@ -6,7 +6,7 @@
     python step2_align.py --lang jv su min ban --arch inside     # ours: one A for several languages
 
 Reads   <out>/ of step 1 and <data>/<task>/<lang>/translated.tsv (formats: data/README.md).
-Writes  <out>/align-<langs>-<arch>-n<n>.pt (n: the most pairs of a language), reversed align-<langs>-rev-..., and embeddings in <out>/cache/.
+Writes  <out>/align-<langs>-[rev-]<arch>-n<n>.pt (n: the most pairs of a language), and embeddings in <out>/cache/.
 Expect  no warning; on the toy data R^2 0.67 and P@1 27% (identity: 0%) for Korean."""
 
 import copy
